@@ -1,0 +1,99 @@
+"""The `longctx` command: knows the names of the commands, and loads one only when it is used."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from typing import Any
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from longctx import __version__
+from longctx.errors import EXIT_ERROR, EXIT_INTERRUPTED, LongctxError
+
+# name -> (module that holds `app`, help line). Modules are imported on use: `--help` stays instant.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("longctx.cli.run", "Drive a model through a long conversation and watch its memory."),
+    "show": ("longctx.cli.show", "Print the result of a run again; rebuilds it after a crash."),
+    "info": ("longctx.cli.info", "What this machine is to longctx: pools, limits, advice."),
+    "guard": ("longctx.cli.guard", "Give any program the same protection: longctx guard -- CMD."),
+    "plan": ("longctx.cli.plan", "Predict the peak of every turn, and say what would fit."),
+    "compare": ("longctx.cli.compare", "Run two settings, or read two runs, side by side."),
+    "find-max": ("longctx.cli.find_max", "Find the longest context that really holds here."),
+    "sweep": ("longctx.cli.sweep", "Run a grid of targets, modes, chunks and depths."),
+    "report": ("longctx.cli.report", "Write one self-contained HTML page about runs."),
+    "ls": ("longctx.cli.ls", "List past runs, newest first."),
+    "models": ("longctx.cli.models", "List shape presets and models found on this machine."),
+    "quantize": ("longctx.cli.quantize", "Write an NVFP4 or FP8 copy of a checkpoint."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """A group whose commands are imported when they are called or asked for help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name, (module, _) in COMMANDS.items() if _exists(module)]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS or not _exists(COMMANDS[name][0]):
+            return None
+        if ctx.invoked_subcommand is None and not ctx.protected_args and "--help" in sys.argv[1:2]:
+            return click.Command(name, help=COMMANDS[name][1])  # the overview needs the line alone
+        module = importlib.import_module(COMMANDS[name][0])
+        command: Any = typer.main.get_command(module.app)
+        command.name = name
+        return command
+
+
+def _exists(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"longctx {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Find out how long a context a model on this machine really holds, and why it dies, "
+    "without killing the machine.",
+)
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    pass
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line; the one place where errors become messages and exit codes."""
+    try:
+        code = app(args=argv, standalone_mode=False, prog_name="longctx")
+    except LongctxError as error:
+        print(f"longctx: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"  {error.hint}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        print("longctx: interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception:
+        traceback.print_exc()
+        print("longctx: this is a bug in longctx; the traceback above is for its report.", file=sys.stderr)
+        sys.exit(EXIT_ERROR)
+    sys.exit(code if isinstance(code, int) else 0)
