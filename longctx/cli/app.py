@@ -7,9 +7,8 @@ import sys
 import traceback
 from typing import Any
 
-import click
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from longctx import __version__
 from longctx.errors import EXIT_ERROR, EXIT_INTERRUPTED, LongctxError
@@ -31,17 +30,21 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+# Typer carries its own copy of click from 0.26 on: its exceptions are reached through Typer alone.
+_ClickError: Any = typer.BadParameter.__mro__[2]
+
+
 class LazyGroup(TyperGroup):
     """A group whose commands are imported when they are called or asked for help."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         return [name for name, (module, _) in COMMANDS.items() if _exists(module)]
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+    def get_command(self, ctx: Any, name: str) -> Any:
         if name not in COMMANDS or not _exists(COMMANDS[name][0]):
             return None
-        if ctx.invoked_subcommand is None and not ctx.protected_args and "--help" in sys.argv[1:2]:
-            return click.Command(name, help=COMMANDS[name][1])  # the overview needs the line alone
+        if sys.argv[1:2] in (["--help"], ["-h"], []):
+            return TyperCommand(name, help=COMMANDS[name][1])  # the overview needs the line alone
         module = importlib.import_module(COMMANDS[name][0])
         command: Any = typer.main.get_command(module.app)
         command.name = name
@@ -86,14 +89,17 @@ def main(argv: list[str] | None = None) -> None:
         if error.hint:
             print(f"  {error.hint}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except click.ClickException as error:
+    except _ClickError as error:
         error.show()
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("longctx: interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except Exception:
         traceback.print_exc()
-        print("longctx: this is a bug in longctx; the traceback above is for its report.", file=sys.stderr)
+        print(
+            "longctx: this is a bug in longctx; the traceback above is for its report.",
+            file=sys.stderr,
+        )
         sys.exit(EXIT_ERROR)
     sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,213 @@
+"""The verdict on one run: a sentence, its reason, and what to try next; the same words in every report."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from longctx.report.text import count, duration, gb, number, printable, rate
+
+Summary = Mapping[str, Any]
+
+STATUS_WORDS = {
+    "passed": "PASSED",
+    "failed": "FAILED",
+    "stopped": "STOPPED",
+    "out_of_memory": "OUT OF MEMORY",
+    "error": "ERROR",
+    "interrupted": "INTERRUPTED",
+}
+UNFINISHED = "UNFINISHED"
+
+_STOPPED_BY = {
+    "plan": "the plan, before anything was loaded",
+    "admission": "admission, before the step ran",
+    "soft": "the soft limit, at a step boundary",
+    "hard": "the hard limit: the worker was killed",
+    "allocator": "the allocator's cap",
+    "worker_lost": "the loss of the worker",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a run came to.
+
+    Attributes:
+        status: a key of `STATUS_WORDS`, or None where the record ends before the run did.
+        word: the status in capitals.
+        sentence: the outcome with its figures.
+        rows: (label, text) pairs: recall, memory, speed, stopped, ...
+        tries: commands or flags that answer a stop, the most effective first.
+    """
+
+    status: str | None
+    word: str
+    sentence: str
+    rows: Sequence[tuple[str, str]]
+    tries: Sequence[str]
+
+
+def part(summary: Summary, name: str) -> Mapping[str, Any]:
+    """A section of a summary; empty where it is missing or null."""
+    value = summary.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def turns_of(summary: Summary) -> list[Mapping[str, Any]]:
+    """The rows of `turns[]`; empty where there are none."""
+    value = summary.get("turns")
+    return [turn for turn in value if isinstance(turn, Mapping)] if isinstance(value, list) else []
+
+
+def context_reached(summary: Summary) -> float | None:
+    """Tokens in the finished part: `context_tokens`, or those of the last turn with a figure."""
+    reached = number(summary.get("context_tokens"))
+    if reached is None:
+        known = [number(turn.get("context_tokens")) for turn in turns_of(summary)]
+        reached = max((tokens for tokens in known if tokens is not None), default=None)
+    return reached
+
+
+def judge(summary: Summary) -> Verdict:
+    """The verdict on a summary, also on one rebuilt from the events of a run that died."""
+    status = summary.get("status")
+    known = status if status in STATUS_WORDS and summary.get("ended") is not False else None
+    rows = [
+        ("recall", recall_text(summary)),
+        ("memory", memory_text(summary)),
+        ("speed", speed_text(summary)),
+    ]
+    stop = stop_text(summary)
+    if stop:
+        rows.append(("stopped" if part(summary, "guard").get("stopped_by") else "reason", stop))
+    word = STATUS_WORDS[known] if known else UNFINISHED
+    return Verdict(known, word, _sentence(summary, known), tuple(rows), tuple(advice(summary)))
+
+
+def _sentence(summary: Summary, status: str | None) -> str:
+    reached = context_reached(summary)
+    target = number(part(summary, "config").get("target_tokens"))
+    length = f"{count(reached)} tokens" if reached is not None else "an unknown length"
+    if reached is not None and target and reached < target * 0.999:
+        length = f"{count(reached)} of {count(target)} tokens"
+    if status == "passed":
+        recalled = ", recalled the secret" if part(summary, "recall").get("passed") else ""
+        return f"Held {length}{recalled}, and stayed below the ceiling."
+    sentences = {
+        "failed": f"Finished at {length}, but the secret was not recalled.",
+        "stopped": f"The guard stopped the run at {length}.",
+        "out_of_memory": f"An allocation failed at {length}; it was caught.",
+        "interrupted": f"Interrupted at {length}; what was measured is kept.",
+        "error": f"The run itself failed at {length}.",
+    }
+    return sentences.get(
+        status or "", f"The record ends at {length}: its supervisor died or still runs."
+    )
+
+
+def recall_text(summary: Summary) -> str:
+    """`1 of 1 secret found`, with the answer where one was missed."""
+    recall = part(summary, "recall")
+    if part(summary, "model").get("random_weights"):
+        return "not scored: random weights cannot recall"
+    if recall.get("passed") is None and not recall.get("answer"):
+        return "not reached: the question was never answered"
+    if recall.get("scored") is False:
+        return "not scored"
+    secrets = [entry for entry in recall.get("secrets") or [] if isinstance(entry, Mapping)]
+    found = sum(bool(entry.get("found")) for entry in secrets)
+    text = f"{found} of {len(secrets)} {'secret' if len(secrets) == 1 else 'secrets'} found"
+    if found == len(secrets) == 1:
+        return f"{text}: {printable(secrets[0].get('expected', ''), 40)}"
+    if found == len(secrets) and secrets:
+        return text
+    return f'{text}; the answer was "{printable(recall.get("answer") or "", 80)}"'
+
+
+def memory_text(summary: Summary) -> str:
+    """Peak, its turn, ceiling and headroom of the pool that binds."""
+    memory, limits = part(summary, "memory"), part(summary, "limits")
+    peak, ceiling = number(memory.get("peak_used_bytes")), number(limits.get("ceiling_bytes"))
+    where = memory.get("peak_turn")
+    words = [f"peak {gb(peak)}" + (f" (turn {where})" if where is not None else "")]
+    words.append(f"ceiling {gb(ceiling)}")
+    room = headroom_bytes(summary)
+    if room is not None:
+        words.append(f"headroom {gb(room)}" if room >= 0 else f"OVER by {gb(-room)}")
+    return " · ".join(words)
+
+
+def headroom_bytes(summary: Summary) -> float | None:
+    """Ceiling minus measured peak; None where either is unknown."""
+    memory = part(summary, "memory")
+    room, peak = number(memory.get("headroom_bytes")), number(memory.get("peak_used_bytes"))
+    ceiling = number(part(summary, "limits").get("ceiling_bytes"))
+    if room is None and peak is not None and ceiling is not None:
+        room = ceiling - peak
+    return room
+
+
+def speed_text(summary: Summary) -> str:
+    """Prefill and decode rates, time to first token of the question, wall time."""
+    speed = part(summary, "speed")
+    prefill, decode = (
+        rate(speed.get("prefill_tokens_per_s")),
+        rate(speed.get("decode_tokens_per_s")),
+    )
+    return (
+        f"prefill {prefill}, decode {decode} tokens/s"
+        f" · first token {duration(speed.get('time_to_first_token_s'))}"
+        f" · wall {duration(speed.get('wall_s'))}"
+    )
+
+
+def stop_text(summary: Summary) -> str | None:
+    """Who stopped the run, where and why; or the error's message; None for a run that went through."""
+    guard, error = part(summary, "guard"), part(summary, "error")
+    stopped_by = guard.get("stopped_by")
+    if stopped_by:
+        text = f"by {_STOPPED_BY.get(stopped_by, printable(stopped_by))}"
+        if guard.get("at_turn") is not None:
+            text += f" (turn {guard['at_turn']})"
+        reason = guard.get("reason")
+        return f"{text}: {printable(reason)}" if reason else text
+    message = error.get("message") or (
+        guard.get("reason") if summary.get("status") != "passed" else None
+    )
+    return printable(message) if message else None
+
+
+def advice(summary: Summary) -> list[str]:
+    """What to try after a run that did not go through, the most effective first; empty after a pass."""
+    status = summary.get("status")
+    if status in {"passed", None, "interrupted"} or summary.get("ended") is False:
+        return []
+    config, error = part(summary, "config"), part(summary, "error")
+    if status == "failed":
+        return ["a shorter --target-tokens, or `longctx sweep` to see where recall ends"]
+    tries = [printable(error["hint"])] if error.get("hint") else []
+    if status == "error":
+        return tries
+    if config.get("attention") == "math":
+        tries.append("--attention auto: fused attention keeps no score matrix")
+    if str(config.get("prefill_step")) == "whole":
+        tries.append("--prefill-step 1024: a step's memory no longer grows with the context")
+    if config.get("mode") in {"reprefill", "nocache"}:
+        tries.append("--mode persistent: only a turn's own tokens are computed")
+    if config.get("release") == "never":
+        tries.append("--release turn: give the allocator's kept blocks back between turns")
+    if config.get("kv_dtype") not in {"int8", "fp8"}:
+        tries.append("--kv-dtype int8: half the KV cache of a 16-bit one")
+    return [*tries[:3], f"{plan_command(config)}: all changes, sorted by effect"]
+
+
+def plan_command(config: Mapping[str, Any]) -> str:
+    """The `longctx plan` command that explains a run with these settings."""
+    words = ["longctx", "plan"]
+    for key in ("model", "target_tokens", "mode"):
+        if config.get(key) is not None:
+            words += [f"--{key.replace('_', '-')}", str(config[key])]
+    return shlex.join(words)
