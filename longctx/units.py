@@ -77,7 +77,8 @@ def format_bytes(count: int | None, digits: int = 2) -> str:
     size = abs(count)
     for unit, name in ((TB, "TB"), (GB, "GB"), (MB, "MB")):
         if size >= unit:
-            return f"{count / unit:.{digits if unit >= GB else max(digits - 1, 0)}f} {name}"
+            places = digits if unit >= GB or size < 10 * unit else max(digits - 1, 0)
+            return f"{count / unit:.{places}f} {name}"
     return f"{count / KB:.0f} kB" if size >= KB else f"{count} B"
 
 

@@ -5,6 +5,7 @@ Version 1. docs/worker-protocol.md describes every message; a runner may be writ
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -41,20 +42,28 @@ class Wire:
         self._scanned = 0
         self._lock = threading.Lock()
         os.set_blocking(in_fd, False)
+        os.set_blocking(out_fd, False)
 
-    def send(self, message: dict[str, Any]) -> None:
-        """Write one message.
+    def send(self, message: dict[str, Any], timeout_s: float | None = None) -> None:
+        """Write one message; a reader that does not read is waited for `timeout_s` (None: for ever).
 
         Raises:
             WireClosed: the other side is gone.
+            WireTimeout: it did not read in time; the message is cut, so the wire is unusable.
         """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         data = (json.dumps(message, ensure_ascii=True, separators=(",", ":")) + "\n").encode()
         with self._lock:
             view = memoryview(data)
             try:
                 while view:
-                    view = view[os.write(self._out, view) :]
-            except (BrokenPipeError, OSError) as error:
+                    try:
+                        view = view[os.write(self._out, view) :]
+                    except BlockingIOError:
+                        left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+                        if not select.select([], [self._out], [], left)[1]:
+                            raise WireTimeout from None
+            except OSError as error:
                 raise WireClosed(str(error)) from None
 
     def receive(self, timeout_s: float | None = None) -> dict[str, Any]:
@@ -88,10 +97,8 @@ class Wire:
         """Close both descriptors; safe to call twice."""
         for fd in (self._in, self._out):
             if fd >= 0:
-                try:
+                with contextlib.suppress(OSError):
                     os.close(fd)
-                except OSError:
-                    pass
         self._in = self._out = -1
 
     def _take_line(self) -> bytes | None:

@@ -13,11 +13,16 @@ from longctx.config.parse import boolean
 from longctx.config.settings import SETTINGS, flag_name
 
 
-def shown_default(name: str) -> str | bool:
-    """The default as `--help` shows it; False where there is nothing to show."""
+def _help(name: str) -> str:
+    default = shown_default(name)
+    return SETTINGS[name].metadata["help"] + (f" (default: {default})" if default else "")
+
+
+def shown_default(name: str) -> str | None:
+    """The default as `--help` shows it; None where there is nothing to show."""
     value = SETTINGS[name].default
     if value is None or isinstance(value, bool):
-        return False
+        return None
     if isinstance(value, tuple):
         return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -40,13 +45,14 @@ def with_settings(command: Callable[..., Any], only: set[str] | None = None) -> 
         is_flag, is_many = meta["parse"] is boolean, isinstance(item.default, tuple)
         kind: Any = bool if is_flag else list[str] if is_many else str
         option = typer.Option(
+            None,
             flag_name(name)
             if is_flag is False
             else f"{flag_name(name)}/--no-{flag_name(name)[2:]}",
-            help=meta["help"],
+            help=_help(name),
             metavar=None if is_flag else meta["metavar"],
             rich_help_panel=meta["panel"],
-            show_default=shown_default(name),
+            show_default=False,
         )
         made.append(
             inspect.Parameter(
