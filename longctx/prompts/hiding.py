@@ -1,0 +1,141 @@
+"""Put secrets into the haystack at their depth, on lines of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from longctx.errors import UsageError
+from longctx.prompts.haystack import Haystack
+
+_SEARCH = 400  # characters around the exact place in which a line boundary is looked for
+
+
+def place(
+    late: Sequence[tuple[float, str]],
+    chunks: Sequence[int],
+    chunk_tokens: int,
+    count: Callable[[str], int],
+) -> dict[int, list[tuple[float, str]]]:
+    """Which reference turn (from 1) holds which sentences, and at which share of its haystack.
+
+    A depth is a share of all haystack tokens. Where the turn at that depth is too short for the
+    sentence, the nearest turn that has the room takes it.
+
+    Args:
+        late: (depth, sentence) of each hidden secret, depth above 0.
+        chunks: haystack tokens of each reference turn.
+        chunk_tokens: a chunk may be dealt this short even if it is planned longer.
+        count: tokens of a text.
+
+    Raises:
+        UsageError: no reference turn has the room.
+    """
+    if not late:
+        return {}
+    rooms = [min(chunk, chunk_tokens) for chunk in chunks]
+    total = sum(chunks)
+    starts = [sum(chunks[:i]) for i in range(len(chunks))]
+    placed: dict[int, list[tuple[float, str]]] = {}
+    for depth, sentence in sorted(late):
+        needed = count("\n" + sentence + "\n")
+        at = depth * total
+        fitting = [i for i, room in enumerate(rooms) if room >= needed]
+        if not fitting:
+            raise UsageError(
+                f"A hidden secret takes {needed} tokens with its sentence, but no reference turn has "
+                f"that room left (chunks of {chunk_tokens} tokens).",
+                hint=f"Give --chunk-tokens {max(2 * needed, 64)} or more, or --secret-depth 0.",
+            )
+
+        def distance(i: int, at: float = at) -> float:
+            return max(starts[i] - at, at - (starts[i] + chunks[i]), 0.0)
+
+        # At the border of two turns (distance 0 for both) the earlier one holds the depth's end.
+        best = min(fitting, key=lambda i: (distance(i), i))
+        rooms[best] -= needed
+        share = (at - starts[best]) / chunks[best]
+        placed.setdefault(best + 1, []).append((min(1.0, max(0.0, share)), sentence))
+    return placed
+
+
+class Hiding:
+    """The text of one reference turn: a stretch of haystack with sentences in it.
+
+    Args:
+        haystack: the endless text.
+        start: where the stretch begins, in characters.
+        special: texts of special tokens; in the haystack their first character becomes a space
+            (the model would read the border of a turn).
+        sentences: (share of the stretch, sentence).
+        guess: characters that the stretch will have; shares are of this.
+    """
+
+    def __init__(
+        self,
+        haystack: Haystack,
+        start: int,
+        special: dict[str, int],
+        sentences: Sequence[tuple[float, str]],
+        guess: int,
+    ) -> None:
+        self._haystack, self._start, self._special = haystack, start, special
+        self._taken = ""
+        self._stretch = ""
+        self._broken: dict[str, int] = {}
+        self._cuts: list[tuple[int, str]] = []
+        for share, sentence in sentences:
+            self._cuts.append((self._line_near(round(share * guess)), sentence))
+        self._cuts.sort(key=lambda cut: cut[0])
+
+    def text(self, amount: int) -> tuple[str, int]:
+        """The first `amount` characters with the sentences in them, and where the last part begins.
+
+        A sentence whose place lies beyond `amount` stands at the end.
+        """
+        stretch = self._take(amount)
+        parts: list[str] = []
+        at = 0
+        for cut, sentence in self._cuts:
+            cut = min(cut, amount)
+            head = stretch[at:cut]
+            parts.append(head)
+            before = head or (parts[-2] if len(parts) > 1 else "\n")
+            if not before.endswith("\n"):
+                parts.append("\n")
+            parts.append(sentence + "\n")
+            at = cut
+        done = "".join(parts)
+        return done + stretch[at:amount], len(done)
+
+    def plain(self, amount: int) -> str:
+        """The first `amount` characters of the stretch, without the sentences."""
+        return self._take(amount)[:amount]
+
+    def broken(self, amount: int) -> list[str]:
+        """Texts of special tokens that were broken up within `amount`."""
+        return [mark for mark, at in self._broken.items() if at < amount]
+
+    def _take(self, amount: int) -> str:
+        if len(self._taken) < amount:
+            # More than asked: the search for the cut moves by a little, and a special token that is
+            # cut by the edge must be seen whole.
+            self._taken = self._haystack.take(self._start, amount + 256)
+            stretch = self._taken
+            for mark in self._special:
+                if mark in stretch:
+                    self._broken.setdefault(mark, stretch.index(mark))
+                    stretch = stretch.replace(mark, " " + mark[1:])
+            self._stretch = stretch
+        return self._stretch
+
+    def _line_near(self, at: int) -> int:
+        """The line boundary nearest to character `at`, or the space nearest to it, or `at` itself."""
+        low = max(0, at - _SEARCH)
+        window = self._take(at + _SEARCH)[low : at + _SEARCH]
+        if at == 0:
+            return 0
+        for border in "\n", " ":
+            places = [low + i + 1 for i, c in enumerate(window) if c == border]
+            if places:
+                return min(places, key=lambda place: abs(place - at))
+        return at
