@@ -8,7 +8,8 @@ The documentation of SQLite is in the public domain, as is its code. Debian pack
 
 Pages become plain text: paragraphs wrapped at 96 columns, tables as rows with bars, listings as they
 are. Their order is shuffled by a fixed seed, so that a long run meets prose, tables, SQL and C code
-in turn; the first page is one of prose. Lines that hold the words of the prompts, or a default secret, are left out.
+in turn; the first page is one of prose. Lines that hold the words of the prompts, or a default
+secret, are left out.
 """
 
 from __future__ import annotations
@@ -50,10 +51,12 @@ class PlainText(HTMLParser):
         self.blocks: list[tuple[str, str]] = []
         self._text: list[str] = []
         self._kind = "prose"
-        self._silent = self._listing = 0
+        self._silent = self._listing = self._contents = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self._silent += tag in _SILENT
+        if tag == "div":  # a table of contents is a div with more of them in it
+            self._contents += self._contents > 0 or ("class", "fancy_toc") in attrs
         if tag in _BLOCKS:
             self._flush()
             kinds = {"li": "item", "dt": "item", "tr": "row", "pre": "listing"}
@@ -65,13 +68,15 @@ class PlainText(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if tag in _SILENT:
             self._silent = max(0, self._silent - 1)
+        if tag == "div":
+            self._contents = max(0, self._contents - 1)
         if tag in _BLOCKS:
             self._flush()
             self._kind = "prose"
             self._listing = max(0, self._listing - (tag == "pre"))
 
     def handle_data(self, data: str) -> None:
-        if not self._silent:
+        if not self._silent and not self._contents:
             self._text.append(data)
 
     def _flush(self) -> None:
