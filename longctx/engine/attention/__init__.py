@@ -1,0 +1,1 @@
+"""Attention over the cache: pieces that fused kernels can do, merged exactly by log-sum-exp."""
