@@ -10,8 +10,8 @@ from longctx.errors import EXIT_ERROR
 SCHEMA = 1
 TURN_FIELDS = (
     "index", "kind", "new_tokens", "computed_tokens", "context_tokens", "generated_ids", "text",
-    "prefill_s", "time_to_first_token_s", "decode_s", "predicted_peak_bytes", "peak_used_bytes",
-    "used_after_bytes", "released_bytes", "worker_peak_bytes", "release", "allocator",
+    "prefill_tokens", "prefill_s", "time_to_first_token_s", "decode_s", "predicted_peak_bytes",
+    "peak_used_bytes", "used_after_bytes", "released_bytes", "worker_peak_bytes", "release", "allocator",
 )  # fmt: skip
 
 
@@ -98,7 +98,7 @@ class SummaryBuilder:
         self._open_turn = {name: event.get(name) for name in TURN_FIELDS} | {"complete": False}
 
     def _on_turn_done(self, event: dict[str, Any], _t: float) -> None:
-        self._turns.append({name: None for name in TURN_FIELDS} | event)
+        self._turns.append(dict.fromkeys(TURN_FIELDS) | event)
         self._open_turn = None
 
     def _on_guard(self, event: dict[str, Any], _t: float) -> None:
@@ -141,6 +141,7 @@ class SummaryBuilder:
             "kind": "run",
             "status": ended.get("status", "error"),
             "exit_code": ended.get("exit_code", EXIT_ERROR),
+            "ended": bool(ended),
             "version": self._started.get("version"),
             "time_utc": self._started.get("time_utc"),
             "argv": self._started.get("argv"),

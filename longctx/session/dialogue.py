@@ -81,10 +81,6 @@ class Dialogue:
                 self._soft_stop(f"{what} took longer than {timeout_s:g} s")
                 deadline = time.monotonic() + min(timeout_s, _SOFT_GRACE_S)
                 continue
-            except WorkerLost:
-                if self._flags.hard is not None:
-                    raise HardStop(self._flags.hard) from None
-                raise
             if answer["type"] == until:
                 return answer
             self._serve(answer)

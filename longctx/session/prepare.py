@@ -11,7 +11,7 @@ from longctx.guard import Limits, resolve_limits
 from longctx.memory import Probe, Sample, discover_pools
 from longctx.models import ResolvedModel, resolve_model
 from longctx.plan.predict import PlanSettings, TurnPrediction, predict_turns, resolve_prefill_step
-from longctx.prompts import PlannedTurn, ScriptSettings, Secret, Tokenizer, TurnScript
+from longctx.prompts import AnswerTokens, PlannedTurn, ScriptSettings, Secret, Tokenizer, TurnScript
 from longctx.prompts.texts import TEXTS, PromptTexts
 
 CAPACITY_SLACK_TOKENS = 64
@@ -72,7 +72,7 @@ def prepare_script(config: RunConfig, say: Callable[[str], None]) -> Script:
             reference=config.reference_text or texts.reference,
             question=config.question_text or texts.question,
         ),
-        question_tokens=config.max_answer_tokens,
+        answer_tokens=AnswerTokens(question=config.max_answer_tokens),
     )
     turns = TurnScript(settings, tokenizer)
     return Script(model, tokenizer, turns, turns.preview())

@@ -1,0 +1,117 @@
+"""Takes one turn: what is sent depends on the mode, what comes back becomes a row of the result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from longctx.config import RunConfig
+from longctx.errors import LongctxError
+from longctx.guard import Watch
+from longctx.plan.predict import TurnPrediction
+from longctx.prompts import Turn
+from longctx.record import Recorder
+from longctx.session.dialogue import Dialogue
+from longctx.session.prepare import Script
+from longctx.session.screen import Screen
+
+
+class TurnTaker:
+    """Sends turns to the worker and records what they took.
+
+    Args:
+        pool: name of the pool that the figures are about.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        script: Script,
+        predictions: list[TurnPrediction],
+        pool: str,
+        dialogue: Dialogue,
+        watch: Watch,
+        recorder: Recorder,
+        screen: Screen,
+    ) -> None:
+        self._config, self._script, self._pool = config, script, pool
+        self._dialogue, self._watch = dialogue, watch
+        self._recorder, self._screen = recorder, screen
+        self._predictions = {p.index: p for p in predictions}
+        self._cached_tokens = 0
+
+    def take(self, turn: Turn) -> list[int] | None:
+        """Run one turn; returns the generated ids, None where the guard stopped it."""
+        config, stream = self._config, self._script.turns.stream
+        # The modes differ in this line: what the worker still has, or nothing.
+        keep = self._cached_tokens if config.mode == "persistent" else 0
+        ids = [*stream[keep:], *turn.prefix_ids]
+        prediction = self._predictions.get(turn.index)
+        entry: dict[str, Any] = {
+            "index": turn.index,
+            "kind": turn.kind,
+            "new_tokens": len(turn.prefix_ids),
+            "computed_tokens": len(ids),
+            "context_tokens": len(stream) + len(turn.prefix_ids),
+            "predicted_peak_bytes": prediction.predicted_peak_bytes if prediction else None,
+        }
+        self._watch.reset_peak()
+        self._recorder.event("turn_started", **entry)
+        self._screen.turn_started(
+            turn.index,
+            len(self._script.planned),
+            turn.kind,
+            len(ids),
+            entry["predicted_peak_bytes"],
+        )
+        inject = turn.kind == "inject"
+        done = self._dialogue.request(
+            {
+                "type": "turn",
+                "turn": turn.index,
+                "keep_tokens": keep,
+                "ids": ids,
+                "max_new_tokens": turn.max_new_tokens,
+                "stop_ids": list(self._script.tokenizer.stop_ids),
+                "recompute": config.mode == "nocache",
+            },
+            until="turn_done",
+            timeout_s=config.inject_timeout_s if inject else config.turn_timeout_s,
+            what=f"Turn {turn.index}",
+        )
+        return self._finished(turn, entry, done)
+
+    def _finished(
+        self, turn: Turn, entry: dict[str, Any], done: dict[str, Any]
+    ) -> list[int] | None:
+        after = next((s for s in self._watch.sample_now() if s.pool == self._pool), None)
+        generated = [int(token) for token in done["generated_ids"]]
+        self._cached_tokens = int(done["cache_tokens"])
+        stopped = done.get("stopped")
+        entry |= {
+            "computed_tokens": done.get("computed_tokens", entry["computed_tokens"]),
+            "generated_ids": generated,
+            "context_tokens": entry["context_tokens"] + len(generated),
+            "text": self._script.tokenizer.decode(generated),
+            "prefill_tokens": entry["computed_tokens"],
+            "prefill_s": done.get("prefill_s"),
+            "time_to_first_token_s": done.get("time_to_first_token_s"),
+            "decode_s": done.get("decode_s"),
+            "peak_used_bytes": self._watch.peak(self._pool),
+            "used_after_bytes": after.used_bytes if after else None,
+            "released_bytes": done.get("released_bytes"),
+            "release": done.get("release"),
+            "worker_peak_bytes": done.get("worker_peak_bytes"),
+            "allocator": done.get("allocator"),
+            "complete": stopped is None,
+        }
+        self._recorder.event("turn_done", **entry)
+        self._screen.turn_done(entry)
+        if stopped is None:
+            self._script.turns.accept(turn, generated)
+            return generated
+        if self._dialogue.timed_out:
+            raise LongctxError(
+                f"Turn {turn.index} took longer than its time and was stopped.",
+                hint="Give more time: --turn-timeout, or --inject-timeout for the first turn.",
+            )
+        return None
