@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from longctx.plan.formulas import kv_bytes, step_parts, weight_bytes
+from longctx.plan.formulas import kv_bytes, scratch_bytes, weight_bytes
+from longctx.plan.simulate import Moment, Simulation
 from longctx.shapes import ModelShape
 
 DEFAULT_STEP = {"cpu": 512, "cuda": 4096}
@@ -48,6 +49,11 @@ class PlanSettings:
     capacity_tokens: int = 0
     max_new_tokens: int = 50
 
+    @property
+    def cuda(self) -> bool:
+        """Whether the worker computes on a GPU."""
+        return self.device.startswith("cuda")
+
 
 @dataclass(frozen=True)
 class TurnPrediction:
@@ -68,6 +74,16 @@ class TurnPrediction:
     context_tokens: int
     predicted_peak_bytes: int
     parts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def worker_bytes(self) -> int:
+        """The worker's own share: the peak without the baseline."""
+        return self.predicted_peak_bytes - self.parts["baseline"]
+
+    @property
+    def reserved_bytes(self) -> int:
+        """What the worker's allocator holds: without baseline and bare process."""
+        return self.worker_bytes - self.parts["process"]
 
 
 def resolve_prefill_step(step: int | str, *, attention: str, device: str) -> int | str:
@@ -94,6 +110,60 @@ def turn_span(mode: str, before: int, new_tokens: int) -> tuple[int, int]:
     return (before, new_tokens) if mode == "persistent" else (0, before + new_tokens)
 
 
+def turn_steps(settings: PlanSettings, before: int, new_tokens: int) -> list[tuple[int, int]]:
+    """Every step of a turn: its prefill, then its decoding (one step stands for all of it)."""
+    start, tokens = turn_span(settings.mode, before, new_tokens)
+    steps = list(prefill_steps(start, tokens, settings.prefill_step))
+    if settings.mode == "nocache":
+        again = tokens + max(settings.max_new_tokens - 1, 0)
+        return [*steps, *prefill_steps(0, again, settings.prefill_step)]
+    return [*steps, (start + tokens, 1)]
+
+
+def new_simulation(shape: ModelShape, settings: PlanSettings) -> Simulation:
+    """A worker that has loaded and not yet computed."""
+    return Simulation(
+        shape,
+        dtype=settings.dtype,
+        attention=settings.attention,
+        device=settings.device,
+        kv_dtype=settings.kv_dtype,
+        release=settings.release == "turn",
+    )
+
+
+def resident_parts(
+    shape: ModelShape,
+    settings: PlanSettings,
+    baseline_used_bytes: int,
+    process_bytes: int | None = None,
+) -> dict[str, int]:
+    """What is held from loading to the end: cause -> bytes."""
+    process = PROCESS_BYTES["cuda" if settings.cuda else "cpu"]
+    return {
+        "baseline": baseline_used_bytes,
+        "process": process if process_bytes is None else process_bytes,
+        "weights": weight_bytes(shape, settings.dtype, settings.weight_format),
+        "kv_cache": kv_bytes(shape, settings.capacity_tokens, settings.kv_dtype),
+        "scratch": scratch_bytes(shape, settings.dtype, settings.kv_dtype, settings.weight_format),
+    }
+
+
+def join_parts(resident: dict[str, int], moment: Moment) -> dict[str, int]:
+    """Everything at a turn's peak: cause -> bytes."""
+    return {
+        "baseline": resident["baseline"],
+        "process": resident["process"],
+        "weights": resident["weights"],
+        "kv_cache": resident["kv_cache"],
+        "activations": moment.live.get("activations", 0),
+        "attention": moment.live.get("attention", 0),
+        "logits": moment.live.get("logits", 0),
+        "scratch": resident["scratch"],
+        "retention": moment.retention,
+    }
+
+
 def predict_turns(
     shape: ModelShape,
     settings: PlanSettings,
@@ -109,56 +179,22 @@ def predict_turns(
         baseline_used_bytes: pool used before the worker starts.
         process_bytes: the worker's memory before anything is loaded; None for the default.
     """
-    kind = "cuda" if settings.device.startswith("cuda") else "cpu"
-    process = PROCESS_BYTES[kind] if process_bytes is None else process_bytes
-    weights = weight_bytes(shape, settings.dtype, settings.weight_format)
-    kv = kv_bytes(shape, settings.capacity_tokens, settings.kv_dtype)
+    simulation = new_simulation(shape, settings)
+    resident = resident_parts(shape, settings, baseline_used_bytes, process_bytes)
     predictions = []
     for turn in turns:
         before = turn.context_tokens - turn.new_tokens
-        start, tokens = turn_span(settings.mode, before, turn.new_tokens)
-        grown = tokens + (settings.max_new_tokens if settings.mode == "nocache" else 0)
-        peak = max(
-            (
-                step_parts(
-                    shape,
-                    new_tokens=new,
-                    context_tokens=context,
-                    dtype=settings.dtype,
-                    attention=settings.attention,
-                    device=settings.device,
-                    kv_dtype=settings.kv_dtype,
-                    weight_format=settings.weight_format,
-                )
-                for context, new in heaviest(
-                    list(prefill_steps(start, grown, settings.prefill_step))
-                )
-            ),
-            key=lambda parts: parts.total,
-        )
-        parts = {
-            "baseline": baseline_used_bytes,
-            "process": process,
-            "weights": weights,
-            "kv_cache": kv,
-            "activations": peak.activations,
-            "attention": peak.attention,
-            "logits": peak.logits,
-            "scratch": peak.scratch,
-            "retention": 0,
-        }
+        moment = simulation.turn(turn_steps(settings, before, turn.new_tokens))
+        parts = join_parts(resident, moment)
         predictions.append(
             TurnPrediction(
-                turn.index, turn.kind, turn.new_tokens, tokens, turn.context_tokens,
-                sum(parts.values()), parts,
+                index=turn.index,
+                kind=turn.kind,
+                new_tokens=turn.new_tokens,
+                computed_tokens=turn_span(settings.mode, before, turn.new_tokens)[1],
+                context_tokens=turn.context_tokens,
+                predicted_peak_bytes=sum(parts.values()),
+                parts=parts,
             )
-        )  # fmt: skip
+        )
     return predictions
-
-
-def heaviest(steps: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The steps that can be the peak: the last full one and the rest after it.
-
-    A step's bytes grow with its tokens and with its context, so earlier full steps need less.
-    """
-    return list(steps[-2:])

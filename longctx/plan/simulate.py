@@ -1,0 +1,123 @@
+"""Walks a conversation step by step and says what is held: live tensors, and what the allocator keeps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from longctx.plan.allocator import CachingAllocator
+from longctx.plan.formulas import step_size
+from longctx.plan.step import StepSize, record_step
+from longctx.plan.trace import Tape
+from longctx.shapes import ModelShape
+
+# A turn of very many steps is walked in this many, evenly chosen, always with the last ones.
+MOST_STEPS = 400
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A turn's peaks above weights and KV cache, in bytes.
+
+    Args:
+        live: cause -> bytes of the step that holds most.
+        reserved: what the allocator holds at its peak; on a CPU the same as live.
+    """
+
+    live: dict[str, int]
+    reserved: int
+
+    @property
+    def live_bytes(self) -> int:
+        """Sum of what lives at the peak."""
+        return sum(self.live.values())
+
+    @property
+    def retention(self) -> int:
+        """What the allocator holds beyond the tensors alive at the peak."""
+        return max(self.reserved - self.live_bytes, 0)
+
+
+@lru_cache(maxsize=4096)
+def _tape(shape: ModelShape, size: StepSize) -> tuple[Tape, dict[str, int]]:
+    tape = record_step(shape, size)
+    return tape, tape.peak()
+
+
+class Simulation:
+    """A worker's memory beside weights and KV cache, through one conversation.
+
+    On CUDA the tensors go through the caching allocator's double, so that what earlier turns left
+    behind counts. On a CPU freed memory goes back, and a turn's peak is its largest step.
+
+    Args:
+        release: give the cached memory back after every turn (`--release turn`).
+    """
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        *,
+        dtype: str,
+        attention: str,
+        device: str,
+        kv_dtype: str,
+        release: bool,
+    ) -> None:
+        self.shape = shape
+        self.words = (dtype, attention, device, kv_dtype)
+        self.cuda = device.startswith("cuda")
+        self.release = release
+        self.allocator = CachingAllocator() if self.cuda else None
+        self._last: tuple[int, ...] = ()
+
+    def turn(self, steps: Sequence[tuple[int, int]]) -> Moment:
+        """Runs one turn's steps of (context, new tokens), then releases if asked to."""
+        best: dict[str, int] = {}
+        if self.allocator is not None:
+            self.allocator.reset_peaks()
+        for context, new in chosen(steps, MOST_STEPS if self.cuda else 2):
+            tape, peak = _tape(self.shape, step_size(new, context, *self.words))
+            if sum(peak.values()) > sum(best.values()):
+                best = peak
+            self._replay(tape)
+        reserved = sum(best.values())
+        if self.allocator is not None:
+            reserved = self.allocator.reserved_peak_bytes
+            if self.release:
+                self.allocator.empty_cache()
+                self._last = ()
+        return Moment(dict(best), max(reserved, sum(best.values())))
+
+    def copy(self) -> Simulation:
+        """An independent continuation from here."""
+        return copy.deepcopy(self)
+
+    def _replay(self, tape: Tape) -> None:
+        if self.allocator is None:
+            return
+        sizes = tuple(size for _, size in tape.events)
+        if sizes == self._last:  # the same requests once more find their blocks free again
+            return
+        self._last = sizes
+        held: dict[int, Any] = {}
+        for number, size in tape.events:
+            if size:
+                held[number] = self.allocator.allocate(size)
+            else:
+                self.allocator.free(held.pop(number))
+
+
+def chosen(steps: Sequence[tuple[int, int]], most: int) -> list[tuple[int, int]]:
+    """At most `most` of the steps: evenly spread, and the last two for certain.
+
+    A step's bytes grow with its tokens and its context, so the peak is among the last full step
+    and the rest after it; the ones before matter for what the allocator has learnt to keep.
+    """
+    if len(steps) <= most:
+        return list(steps)
+    stride = -(-len(steps) // max(most - 2, 1)) if most > 2 else len(steps)
+    return [*(steps[:-2:stride] if most > 2 else ()), *steps[-2:]]

@@ -1,0 +1,268 @@
+"""One extend step of the engine, written as the tensors it holds: what `trace.Tape` records.
+
+It follows `longctx/engine/model.py` line by line, a tensor living as long as the name that holds
+it there. Inner tensors of PyTorch's own operations were read off its memory profiler.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from longctx.plan.trace import Tape
+from longctx.shapes import DTYPE_BYTES, ModelShape
+
+ACTIVATIONS, ATTENTION, LOGITS = "activations", "attention", "logits"
+# A packed KV cache is read back through a scratch of this many tokens that all layers share.
+KV_READ_TOKENS = 4096
+# Parts of the unmasked past that are merged at once.
+MERGE_AT_ONCE = 8
+# PyTorch's CPU flash kernel works in blocks of at most 256 queries by 512 keys, one per thread.
+CPU_QUERY_BLOCK, CPU_KEY_BLOCK = 256, 512
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """One step: `new` tokens on top of `context`.
+
+    Args:
+        dtype: of activations. math: attention materialises its scores. cuda: runs on a GPU.
+        packed: the KV cache is stored in another dtype than it is computed in.
+        threads: that compute on a CPU, each with its block of scores.
+        layers: how many layers to write down; two show everything, since all are alike.
+    """
+
+    new: int
+    context: int
+    dtype: str
+    math: bool = False
+    cuda: bool = False
+    packed: bool = False
+    threads: int = 1
+    layers: int = 2
+
+    @property
+    def keys(self) -> int:
+        """Keys that the last new token attends to."""
+        return self.context + self.new
+
+    @property
+    def width(self) -> int:
+        """Bytes of one activation."""
+        return DTYPE_BYTES[self.dtype]
+
+
+def record_step(shape: ModelShape, size: StepSize) -> Tape:
+    """The step's tensors from token ids to the last position's logits."""
+    return _Step(shape, size).record()
+
+
+class _Step:
+    def __init__(self, shape: ModelShape, size: StepSize) -> None:
+        self.shape, self.size, self.tape = shape, size, Tape()
+        self.n, self.b = size.new, size.width
+        self.q = shape.query_heads * shape.head_dim
+        self.kv = shape.kv_heads * shape.head_dim
+
+    def record(self) -> Tape:
+        shape, tape, b, n = self.shape, self.tape, self.b, self.n
+        held = [self.new(8 * n), self.new(8 * n)]  # ids, positions
+        held += self._rotary_tables()
+        rows = self.new(n * shape.hidden * b)
+        attended: int | None = None
+        layers = min(self.size.layers, shape.layers)
+        for layer in range(layers):
+            wanted = 1 if layer == layers - 1 and not self.size.math else n
+            out = self._attention(wanted)
+            if attended is not None:
+                tape.drop(attended)
+            attended = out
+            projected = self._linear(wanted, self.q, shape.hidden)
+            after = self.new(wanted * shape.hidden * b)
+            tape.drop(projected, rows)
+            rows = after
+            self._mlp(wanted, shape.is_expert_layer(layer))
+        last = self._norm(1, shape.hidden)
+        logits = self.new(shape.vocab * b, LOGITS)
+        if b != 4:
+            wide = self.new(shape.vocab * 4, LOGITS)
+            tape.drop(logits)
+            logits = wide
+        tape.drop(last, logits, rows, *held)
+        if attended is not None:
+            tape.drop(attended)
+        return tape
+
+    def new(self, size: int, cause: str = ACTIVATIONS) -> int:
+        return self.tape.new(cause, size)
+
+    def _rotary_tables(self) -> list[int]:
+        half = self.n * self.shape.head_dim // 2
+        angles, *wide = (self.new(half * 4) for _ in range(3))
+        self.tape.drop(angles)
+        if self.b == 4:
+            return wide
+        tables = [self.new(half * self.b) for _ in range(2)]
+        self.tape.drop(*wide)
+        return tables
+
+    def _norm(self, rows: int, columns: int) -> int:
+        """rms_norm: one tensor on CUDA; on a CPU, fp32 copies of the rows and their products."""
+        if self.size.cuda:
+            return self.new(rows * columns * self.b)
+        if self.b == 4:
+            scaled = self.new(rows * columns * 4)
+            out = self.new(rows * columns * 4)
+            self.tape.drop(scaled)
+            return out
+        with self.tape.temporary(ACTIVATIONS, *[rows * columns * 4] * 3):
+            pass
+        with self.tape.temporary(ACTIVATIONS, rows * columns * 4):
+            return self.new(rows * columns * self.b)
+
+    def _linear(self, rows: int, inner: int, outer: int) -> int:
+        """A projection; on a CPU, 16-bit rows are repacked for the multiplication."""
+        out = self.new(rows * outer * self.b)
+        if not self.size.cuda and self.b != 4:
+            with self.tape.temporary(ACTIVATIONS, rows * inner * self.b + 65_536):
+                pass
+        return out
+
+    def _attention(self, wanted: int) -> int:
+        shape, tape, n, b = self.shape, self.tape, self.n, self.b
+        normed = self._norm(n, shape.hidden)
+        mixed = self._linear(n, shape.hidden, self.q + 2 * self.kv)
+        tape.drop(normed)
+        held = [mixed]
+        if shape.qk_norm:
+            held.append(self._norm(n, self.kv))
+        rotated = self.new(n * self.kv * b)
+        if self.size.packed:  # encoding to int8 or fp8 goes through fp32
+            with tape.temporary(ACTIVATIONS, *[n * self.kv * 4] * 3):
+                pass
+        tape.drop(rotated)
+        normed_query = self._norm(wanted, self.q) if shape.qk_norm else None
+        held.append(self.new(wanted * self.q * b))
+        if normed_query is not None:
+            tape.drop(normed_query)
+        out = self._math(wanted) if self.size.math else self._fused(wanted)
+        tape.drop(*held)
+        return out
+
+    def _math(self, n: int) -> int:
+        """aten::_scaled_dot_product_attention_math over keys expanded to query heads.
+
+        q, k and v upcast to fp32 (fp32 stays), q scaled; the causal mask as bool and then fp32; k
+        scaled; scores; softmax; the mask of rows that are masked out entirely; the product with v.
+        """
+        keys, b, heads, row = self.size.keys, self.b, self.shape.query_heads, self.q
+        tape, new = self.tape, self._attention_tensor
+        held = []
+        if self.size.packed:
+            blocks = [new(keys * self.kv * b) for _ in range(2)]
+            held += [new(keys * self.kv * b) for _ in range(2)]
+            tape.drop(*blocks)
+        if self.shape.group > 1:
+            held += [new(keys * row * b) for _ in range(2)]
+        if b != 4:
+            held += [new(count * row * 4) for count in (n, keys, keys)]
+        held.append(new(n * row * 4))
+        if n > 1:
+            positions = new(8 * (n + keys)) if self.size.context else None
+            first = new(n * keys)
+            boolean = first if self.size.context else new(n * keys)
+            if boolean != first:
+                tape.drop(first)
+            held.append(new(4 * n * keys))
+            if positions is None:
+                tape.drop(boolean)
+            else:
+                held += [boolean, positions]
+        with tape.temporary(ATTENTION, keys * row * 4):
+            scores = new(4 * heads * n * keys)
+        softmax = new(4 * heads * n * keys)
+        if n > 1:
+            with tape.temporary(ATTENTION, heads * n * keys):
+                pass
+        tape.drop(scores)
+        if b == 4:
+            out = new(n * row * 4)
+        else:
+            product = new(n * row * 4)
+            out = new(n * row * b)
+            tape.drop(product)
+        tape.drop(softmax, *held)
+        flat = new(n * row * b)  # heads side by side again: a copy
+        tape.drop(out)
+        return flat
+
+    def _fused(self, n: int) -> int:
+        """Unmasked past and causal diagonal with their log-sum-exps, merged in fp32."""
+        tape, new = self.tape, self._attention_tensor
+        rows, lse = n * self.q * self.b, n * self.shape.query_heads * 4
+        past = self.size.keys - n
+        pieces = 0
+        if past > 0:
+            pieces = -(-past // KV_READ_TOKENS) if self.size.packed else 1
+        if n == 1:
+            self._kernel_scratch(n, self.size.keys)
+            return new(rows)
+        parts = []
+        for _ in range(min(pieces, MERGE_AT_ONCE)):
+            self._kernel_scratch(n, min(past, KV_READ_TOKENS) if self.size.packed else past)
+            parts += [new(rows), new(lse)]
+        self._kernel_scratch(n, n)
+        parts += [new(rows), new(lse)]
+        if not pieces:
+            tape.drop(parts[1])
+            return parts[0]
+        weights = [new(2 * lse) for _ in range(3)]
+        out = new(n * self.q * 4)
+        with tape.temporary(ATTENTION, n * self.q * 4 if self.b != 4 else 1):
+            total = new(n * self.q * 4)
+        tape.drop(out)
+        if self.b != 4:
+            narrow = new(rows)
+            tape.drop(total)
+            total = narrow
+        tape.drop(*parts, *weights)
+        return total
+
+    def _kernel_scratch(self, queries: int, keys: int) -> None:
+        """What the fused CPU kernel allocates inside: a block of scores a thread, packed 16-bit KV."""
+        if self.size.cuda:
+            return
+        block, columns = min(queries, CPU_QUERY_BLOCK), min(keys, CPU_KEY_BLOCK)
+        scores = self.size.threads * block * (columns + self.shape.head_dim + 2) * 4
+        packed = []
+        if self.b != 4:
+            scores += self.size.threads * block * columns * 2
+            packed = [keys * self.kv * self.b] * 2
+        with self.tape.temporary(ATTENTION, scores, *packed):
+            pass
+
+    def _attention_tensor(self, size: int) -> int:
+        return self.new(size, ATTENTION)
+
+    def _mlp(self, n: int, sparse: bool) -> None:
+        shape, tape, b = self.shape, self.tape, self.b
+        normed = self._norm(n, shape.hidden)
+        if not sparse:
+            out = self._gated(n, shape.intermediate)
+            tape.drop(normed, out)
+            return
+        chosen = n * shape.experts_per_token
+        scores = self._linear(n, shape.hidden, shape.experts)
+        wide = [self.new(n * shape.experts * 4) for _ in range(2)]
+        tape.drop(scores)
+        held = [self.new(chosen * 8) for _ in range(7)]
+        out = self.new(n * shape.hidden * b)
+        rows = self.new(n * shape.hidden * b)  # worst case: every token meets in one expert
+        result = self._gated(n, shape.expert_intermediate)
+        tape.drop(rows, result, *held, *wide, out, normed)
+
+    def _gated(self, n: int, inner: int) -> int:
+        """Gate and up in one matrix, silu(gate) x up written over the gate, the projection back."""
+        both = self._linear(n, self.shape.hidden, 2 * inner)
+        out = self._linear(n, inner, self.shape.hidden)
+        self.tape.drop(both)
+        return out
