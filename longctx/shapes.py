@@ -66,7 +66,7 @@ class ModelShape:
     vocab: int
     max_positions: int
     rope_theta: float = 10_000.0
-    rope_scaling: Mapping[str, Any] | None = None
+    rope_scaling: Mapping[str, Any] | None = field(default=None, hash=False)
     norm_eps: float = 1e-6
     tied_embeddings: bool = False
     qk_norm: bool = False
@@ -109,7 +109,9 @@ class ModelShape:
             per_layer += 2 * self.head_dim
         if self.qkv_bias:
             per_layer += q + 2 * kv
-        routers = sum(self.is_expert_layer(i) for i in range(self.layers)) * self.hidden * self.experts
+        routers = (
+            sum(self.is_expert_layer(i) for i in range(self.layers)) * self.hidden * self.experts
+        )
         embeddings = self.vocab * self.hidden * (1 if self.tied_embeddings else 2)
         return embeddings + self.hidden + self.layers * per_layer + routers
 
@@ -149,7 +151,11 @@ def shape_from_config(config: Mapping[str, Any], name: str) -> ModelShape:
             raise ModelError(f"{name}: config.json has no usable {key!r} (found {value!r}).")
         return value
 
-    hidden, query_heads, layers = need("hidden_size"), need("num_attention_heads"), need("num_hidden_layers")
+    hidden, query_heads, layers = (
+        need("hidden_size"),
+        need("num_attention_heads"),
+        need("num_hidden_layers"),
+    )
     kv_heads = config.get("num_key_value_heads") or query_heads
     head_dim = config.get("head_dim") or hidden // query_heads
     if query_heads % kv_heads:
@@ -215,7 +221,8 @@ def shape_from_folder(folder: Path) -> ModelShape:
         config = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise ModelError(
-            f"{folder} has no config.json.", hint="Give the folder of a Hugging Face style checkpoint."
+            f"{folder} has no config.json.",
+            hint="Give the folder of a Hugging Face style checkpoint.",
         ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from None
