@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from longctx.memory.proc import CgroupProbe, ProcProbe
 from longctx.memory.types import Probe
 
 _CHILD = Path(__file__).with_name("cuda_child.py")
+_FIRST_ANSWER_S = 15.0
 _DRIVER_NODES = ("dev/nvidiactl", "dev/nvidia0", "dev/nvhost-gpu", "dev/nvmap", "dev/dxg")
 
 
@@ -103,6 +105,7 @@ def discover_pools(
     device: str = "auto",
     root: Path | str = "/",
     driver: Callable[[], DriverFacts] | None = None,
+    nvml: NvmlClient | None = None,
     on_spawn: Callable[[int], None] | None = None,
 ) -> list[Probe]:
     """Probes for every pool that a run on `device` can exhaust; the binding pool comes first.
@@ -110,7 +113,7 @@ def discover_pools(
     Args:
         device: "cpu", "auto", "cuda", "cuda:N", or "all" (every GPU; for programs not our own).
         root: where proc, sys and dev are found; "/" outside tests.
-        driver: stands in for the CUDA driver in tests.
+        driver, nvml: stand in for the CUDA driver and NVML in tests.
         on_spawn: told the process id of the NVML child, whenever one is started.
 
     Returns:
@@ -118,7 +121,9 @@ def discover_pools(
         with discrete GPUs; else [host].
 
     Raises:
-        UsageError: "cuda:N" names a GPU that the driver does not have.
+        UsageError: an unknown device; "cuda:N" names a GPU that the driver does not have; or the
+            memory of the GPU that would be used cannot be read (a blind guard is refused; not
+            for "all").
     """
     if device in ("cpu", "fake"):
         return [ProcProbe(root)]
@@ -132,10 +137,12 @@ def discover_pools(
     discrete = [gpu for gpu in gpus if not is_integrated(gpu, host_total)]
     probes: list[Probe] = []
     if discrete:
-        client = NvmlClient(on_spawn=on_spawn)
-        probes += [
-            NvmlProbe(client, gpu.index, gpu.total_bytes, gpu.uuid, host_total) for gpu in discrete
-        ]
+        client = nvml if nvml is not None else NvmlClient(on_spawn=on_spawn)
+        for gpu in discrete:
+            probe = NvmlProbe(client, gpu.index, gpu.total_bytes, gpu.uuid, host_total)
+            if device != "all":
+                _require_readable(probe)
+            probes.append(probe)
     if len(discrete) == len(gpus):
         bare.close()
         return [*probes, host]
@@ -145,6 +152,20 @@ def discover_pools(
         group.close()
         return [bare, *probes]
     return [bare, *probes, group]
+
+
+def _require_readable(probe: NvmlProbe) -> None:
+    deadline = time.monotonic() + _FIRST_ANSWER_S
+    while probe.read().used_bytes is None:
+        settled = probe.last is not None and probe.last.used_bytes is None
+        if settled or time.monotonic() > deadline:
+            state = probe.state
+            probe.close()
+            raise UsageError(
+                f"the memory of {probe.pool.name} cannot be read, so it cannot be guarded: {state}",
+                hint="use --device cpu, or see `longctx info` for what NVML answers here",
+            )
+        time.sleep(0.02)
 
 
 def _chosen(device: str, facts: DriverFacts) -> list[GpuFacts]:

@@ -292,6 +292,15 @@ class NvmlProbe:
         """The pool; its total is what the driver said at discovery."""
         return self._pool
 
+    @property
+    def state(self) -> str:
+        """In words, what NVML last said about this GPU."""
+        if self.last is None:
+            return (
+                self._client.state if self._client.state != "ok" else "NVML does not list this GPU"
+            )
+        return self.last.state + (f" ({self.last.error})" if self.last.error else "")
+
     def read(self) -> Sample:
         """A sample; None fields where NVML cannot tell or does not answer in time."""
         answer = self._client.read()
