@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from longctx.errors import ModelError, OutOfMemory, UsageError, WorkerLost
+from longctx.guard.spawn import worker_spawn_settings
 from longctx.wire import PROTOCOL, Wire, WireClosed, WireGarbage, WireTimeout
 
 LOG = "worker.log"
@@ -43,14 +44,15 @@ class WorkerClient:
         ]  # fmt: skip
         try:
             with self._log_path.open("ab") as log:
+                spawn = worker_spawn_settings(os.environ | {"PYTHONUNBUFFERED": "1"})
+                self.marker = spawn.marker
                 self.process = subprocess.Popen(
                     command,
                     pass_fds=(to_worker_read, from_worker_write),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    start_new_session=True,  # its own group: one signal reaches all, Ctrl-C none
-                    env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                    **spawn.popen,
                 )
         finally:
             os.close(to_worker_read)

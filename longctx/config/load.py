@@ -13,7 +13,8 @@ from longctx.config.settings import SETTINGS, RunConfig, flag_name
 from longctx.errors import UsageError
 
 ENV_PREFIX = "LONGCTX_"
-ENV_OTHER = {"LONGCTX_FAKE", "LONGCTX_CACHE_DIR"}  # not settings of a run
+# Not settings of a run: the fake runner's curves, the cache folder, marks of a guarded process.
+ENV_OTHER = {"LONGCTX_FAKE", "LONGCTX_CACHE_DIR", "LONGCTX_TREE", "LONGCTX_SUPERVISOR_PID"}
 
 
 def load_config(

@@ -145,14 +145,14 @@ def many(parser: Parser) -> Parser:
 
 
 def limit(value: Any) -> str:
-    """A memory limit, kept as written: `auto`, a size, a percentage, or `+SIZE` over what is used now."""
+    """A memory limit, kept as written: `auto`, a size, a percentage, `+SIZE` or `-SIZE`."""
     written = str(value).strip()
-    body = written.removeprefix("+")
+    body = written.removeprefix("+").removeprefix("-")
     if written.lower() == "auto":
         return "auto"
     if body.endswith("%"):
         percent = number(0.0, 100.0)(body[:-1])
-        if percent <= 0.0 or written.startswith("+"):
+        if percent <= 0.0 or written.startswith(("+", "-")):
             raise ValueError(f"{written!r} is not a usable percentage")
         return written
     if parse_bytes(body) <= 0:

@@ -104,7 +104,7 @@ class RunConfig:
     )  # fmt: skip
     soft_limit: str = _setting(
         "auto", p.limit, GUARD,
-        "Pool usage at which the run stops cleanly between steps; auto: a little below the ceiling.",
+        "Pool usage at which the run stops cleanly between steps; as --ceiling, or -1GiB (below it).",
         "SIZE",
     )  # fmt: skip
     admission_margin: float = _setting(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from longctx.client import WorkerClient
 from longctx.errors import LongctxError, MemoryStop, WorkerLost
 from longctx.guard import Admission, StepRequest, Watch
+from longctx.memory import Sample
 from longctx.record import Recorder
 from longctx.session.screen import Screen
 
@@ -33,7 +34,7 @@ class Dialogue:
 
     Args:
         flags: raised by the guard's thread.
-        samples: gives the latest sample of every pool, for admission.
+        read: takes and records a fresh sample of every pool.
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class Dialogue:
         recorder: Recorder,
         screen: Screen,
         watch: Watch,
+        read: Callable[[], Mapping[str, Sample]],
         admission: Admission,
         flags: StopFlags,
     ) -> None:
         self._client, self._recorder, self._screen = client, recorder, screen
-        self._watch, self._admission, self._flags = watch, admission, flags
+        self._watch, self._read = watch, read
+        self._admission, self._flags = admission, flags
         self._soft_sent = False
         self._asked: dict[int, StepRequest] = {}
         self.refused: str | None = None
@@ -88,6 +91,9 @@ class Dialogue:
     def _tick(self) -> None:
         if self._flags.hard is not None:
             raise HardStop(self._flags.hard)
+        blind = self._watch.check()
+        if blind is not None:
+            raise HardStop(f"Stopped, because {blind}.")
         if self._recorder.failed is not None:
             raise LongctxError(
                 f"Stopped: {self._recorder.failed}.", hint="Free some space, or give --output-dir."
@@ -121,11 +127,11 @@ class Dialogue:
             turn=message.get("turn"),
             tokens=int(message["tokens"]),
             context_tokens=int(message["context_tokens"]),
-            need_bytes=int(message["need_bytes"]),
+            need_bytes=None if message.get("need_bytes") is None else int(message["need_bytes"]),
         )
         number = int(message["ask"])
         self._recorder.event("ask", ask=number, **asdict(request))
-        answer = self._admission.consider(request, self._watch.sample_now())
+        answer = self._admission.consider(request, self._read())
         stop = self._flags.soft or (None if answer.go else answer.reason)
         self._recorder.event("answer", ask=number, **(asdict(answer) | {"go": stop is None}))
         self._recorder.sync()

@@ -7,14 +7,23 @@ from dataclasses import dataclass
 
 from longctx.config import RunConfig
 from longctx.errors import UsageError
-from longctx.guard import Limits, resolve_limits
+from longctx.guard import Limits, first_sample, resolve_limits
 from longctx.memory import Probe, Sample, discover_pools
 from longctx.models import ResolvedModel, resolve_model
 from longctx.plan.predict import PlanSettings, TurnPrediction, predict_turns, resolve_prefill_step
-from longctx.prompts import AnswerTokens, PlannedTurn, ScriptSettings, Secret, Tokenizer, TurnScript
+from longctx.prompts import (
+    AnswerTokens,
+    PlannedTurn,
+    ScriptSettings,
+    Secret,
+    Tokenizer,
+    TurnScript,
+    load_tokenizer,
+)
 from longctx.prompts.texts import TEXTS, PromptTexts
 
 CAPACITY_SLACK_TOKENS = 64
+_FIRST_READ_S = 10.0  # a driver may take this long to start up
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ def prepare_script(config: RunConfig, say: Callable[[str], None]) -> Script:
             f"positions that {model.spec} was made for.",
             hint="Give a smaller target, or --allow-long to go on (answers may be nonsense).",
         )
-    tokenizer = Tokenizer.for_model(model)
+    tokenizer = load_tokenizer(model.folder, model.shape.vocab)
     texts = TEXTS[config.prompt_language]
     settings = ScriptSettings(
         target_tokens=config.target_tokens,
@@ -97,7 +106,7 @@ def prepare_machine(config: RunConfig) -> Machine:
     device = config.device
     if device == "auto":
         device = "cuda" if {"gpu", "unified"} & set(kinds) else "cpu"
-    baseline = [probe.read() for probe in probes]
+    baseline = [first_sample(probe, _FIRST_READ_S) for probe in probes]
     limits = [
         resolve_limits(
             probe.pool,

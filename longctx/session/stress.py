@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Mapping
 from typing import Any
 
 from longctx.client import WorkerClient
@@ -20,6 +21,7 @@ from longctx.guard import (
     Admission,
     Watch,
     harden_supervisor,
+    kill_group,
     kill_tree,
     self_test,
     wait_for_recovery,
@@ -146,8 +148,12 @@ class StressRun:
         self._client = client = WorkerClient(module, recorder.directory)
         hello = client.hello(_START_TIMEOUT_S)
         recorder.event("worker_started", **{k: v for k, v in hello.items() if k != "type"})
-        admission = Admission(machine.limits, margin=config.admission_margin)
-        dialogue = Dialogue(client, recorder, self._screen, watch, admission, self._flags)
+        order = [machine.limits[machine.main]]
+        order += [limit for limit in machine.limits if limit is not order[0]]
+        admission = Admission(order, margin=config.admission_margin)
+        dialogue = Dialogue(
+            client, recorder, self._screen, watch, self._read, admission, self._flags
+        )
         recorder.event("load_started", model=script.model.spec)
         recorder.sync()
         folder = script.model.folder
@@ -184,10 +190,10 @@ class StressRun:
     ) -> tuple[str, int]:
         taker = TurnTaker(
             self._config, script, predictions, machine.limits[machine.main].pool.name,
-            dialogue, watch, self._recorder, self._screen,
+            dialogue, watch, self._read, self._recorder, self._screen,
         )  # fmt: skip
         turns, answer = script.turns, ""
-        while (turn := turns.next(len(turns.stream))) is not None:
+        while (turn := turns.next()) is not None:
             self.enter("turn", turn.index)
             generated = taker.take(turn)
             if generated is None:
@@ -195,7 +201,7 @@ class StressRun:
                 reason = self._flags.soft or dialogue.refused or "the worker stopped"
                 self._note_guard(by, reason, turn.index)
                 return "stopped", EXIT_STOPPED
-            answer = script.tokenizer.decode(generated)
+            answer = turns.answer_text(generated)
         for message in turns.notes:
             self.warn(message)
         difference = turns.retokenised_difference()
@@ -208,14 +214,8 @@ class StressRun:
 
     def _score(self, script: Script, answer: str) -> tuple[str, int]:
         scored = not script.model.random_weights or script.model.kind == "fake"
-        recall = script.turns.score(answer)
-        self._recorder.event(
-            "recall",
-            scored=scored,
-            passed=recall["passed"] if scored else None,
-            secrets=recall["secrets"],
-            answer=answer,
-        )
+        recall = script.turns.score(answer, scored=scored)
+        self._recorder.event("recall", **recall)
         if scored and not recall["passed"]:
             return "failed", EXIT_CHECK_FAILED
         return "passed", EXIT_PASSED
@@ -233,7 +233,12 @@ class StressRun:
         self._flags.hard = reason  # first, so that the lost worker is known to be our doing
         client = self._client
         if client is not None:
-            kill_tree(client.pid, client.pid)
+            kill_group(client.pid)
+
+    def _read(self) -> Mapping[str, Sample]:
+        """A fresh sample of every pool by name; the watch puts it on the record too."""
+        assert self._watch is not None
+        return {sample.pool: sample for sample in self._watch.sample_now()}
 
     # What goes on the record, and the end.
 
@@ -283,7 +288,9 @@ class StressRun:
         if client is not None:
             if self._flags.hard is None and client.process.poll() is None:
                 client.close()
-            kill_tree(client.pid, client.pid)
+            report = kill_tree(client.pid, client.pid, client.marker, wait_s=5.0)
+            if report.killed or report.survivors:
+                self.note("killed", pids=report.killed, survivors=report.survivors)
             client.process.wait()
             client.shut()
         if self._flags.hard is not None and machine is not None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from longctx.config import RunConfig
 from longctx.errors import LongctxError
 from longctx.guard import Watch
+from longctx.memory import Sample
 from longctx.plan.predict import TurnPrediction
 from longctx.prompts import Turn
 from longctx.record import Recorder
@@ -20,6 +22,7 @@ class TurnTaker:
 
     Args:
         pool: name of the pool that the figures are about.
+        read: takes and records a fresh sample of every pool.
     """
 
     def __init__(
@@ -30,11 +33,12 @@ class TurnTaker:
         pool: str,
         dialogue: Dialogue,
         watch: Watch,
+        read: Callable[[], Mapping[str, Sample]],
         recorder: Recorder,
         screen: Screen,
     ) -> None:
         self._config, self._script, self._pool = config, script, pool
-        self._dialogue, self._watch = dialogue, watch
+        self._dialogue, self._watch, self._read = dialogue, watch, read
         self._recorder, self._screen = recorder, screen
         self._predictions = {p.index: p for p in predictions}
         self._cached_tokens = 0
@@ -83,7 +87,8 @@ class TurnTaker:
     def _finished(
         self, turn: Turn, entry: dict[str, Any], done: dict[str, Any]
     ) -> list[int] | None:
-        after = next((s for s in self._watch.sample_now() if s.pool == self._pool), None)
+        peaks = self._watch.reset_peak()
+        after = self._read()[self._pool]
         generated = [int(token) for token in done["generated_ids"]]
         self._cached_tokens = int(done["cache_tokens"])
         stopped = done.get("stopped")
@@ -91,13 +96,13 @@ class TurnTaker:
             "computed_tokens": done.get("computed_tokens", entry["computed_tokens"]),
             "generated_ids": generated,
             "context_tokens": entry["context_tokens"] + len(generated),
-            "text": self._script.tokenizer.decode(generated),
+            "text": self._script.turns.answer_text(generated),
             "prefill_tokens": entry["computed_tokens"],
             "prefill_s": done.get("prefill_s"),
             "time_to_first_token_s": done.get("time_to_first_token_s"),
             "decode_s": done.get("decode_s"),
-            "peak_used_bytes": self._watch.peak(self._pool),
-            "used_after_bytes": after.used_bytes if after else None,
+            "peak_used_bytes": peaks[self._pool],
+            "used_after_bytes": after.used_bytes,
             "released_bytes": done.get("released_bytes"),
             "release": done.get("release"),
             "worker_peak_bytes": done.get("worker_peak_bytes"),
