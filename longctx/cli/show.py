@@ -6,7 +6,9 @@ from pathlib import Path
 
 import typer
 
-app = typer.Typer(add_completion=False)
+from longctx.cli.common import command_app
+
+app = command_app()
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 import sys
 from pathlib import Path
+from typing import Any
 
 from longctx.errors import UsageError
 from longctx.report.runs import find_run, load_run
@@ -60,7 +61,7 @@ def show_run(
         _show_in_terminal(run, summary, plot, postmortem)
 
 
-def _show_in_terminal(run: Path, summary: dict, plot: bool, postmortem: bool) -> None:
+def _show_in_terminal(run: Path, summary: dict[str, Any], plot: bool, postmortem: bool) -> None:
     from rich.console import Console
 
     from longctx.report.terminal import print_result
@@ -70,7 +71,8 @@ def _show_in_terminal(run: Path, summary: dict, plot: bool, postmortem: bool) ->
         from longctx.report.plot import plot_memory
         from longctx.report.timeline import read_timeline
 
-        _write(plot_memory(summary, read_timeline(run), width=min(console.width, 120), color=False))
+        unicode = console.encoding.lower().startswith("utf")
+        _write(plot_memory(summary, read_timeline(run), min(console.width, 120), unicode))
     if postmortem:
         from longctx.report.postmortem import print_postmortem
 

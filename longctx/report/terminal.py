@@ -168,7 +168,7 @@ def _rows_to_show(
 def _print_verdict(summary: Summary, console: Console) -> None:
     verdict = judge(summary)
     style = _STATUS_STYLES.get(verdict.status or "", _BAD)
-    _print_pairs(console, [(verdict.word, verdict.sentence)], style)
+    print_pairs(console, [(verdict.word, verdict.sentence)], style)
     rows = list(verdict.rows)
     rows += [("try" if place == 0 else "", text) for place, text in enumerate(verdict.tries)]
     notes = [printable(note) for note in summary.get("warnings") or [] if isinstance(note, str)]
@@ -176,10 +176,13 @@ def _print_verdict(summary: Summary, console: Console) -> None:
     missing = [printable(line) for line in summary.get("missing") or [] if isinstance(line, str)]
     rows += [("missing" if place == 0 else "", text) for place, text in enumerate(missing)]
     rows.append(("record", _record_path(summary)))
-    _print_pairs(console, rows, "dim")
+    print_pairs(console, rows, "dim")
 
 
-def _print_pairs(console: Console, pairs: Sequence[tuple[str, str]], label_style: str) -> None:
+def print_pairs(
+    console: Console, pairs: Sequence[tuple[str, str]], label_style: str = "dim"
+) -> None:
+    """Print labels with their texts, which are wrapped beside them; text is never read as markup."""
     indent = max(10, *(len(label) + 2 for label, _ in pairs))
     for label, text in pairs:
         body = _encodable(Text(text, overflow="fold"), console)

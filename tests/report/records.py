@@ -155,8 +155,9 @@ def make_events(
                     {
                         "action": "hard" if stop == "hard" else "soft",
                         "pool": "unified",
+                        "stopped_by": stop,
                         "reason": "116.02 GB used, ceiling 116.00 GB",
-                        "used_bytes": CEILING + 20_000_000,
+                        "at_turn": stop_turn,
                     },
                 )
             )
@@ -231,7 +232,7 @@ def make_summary(directory: str = "longctx-runs/test", **options: Any) -> dict[s
         {k: v for k, v in e.items() if k not in {"t_s", "event"}}
         for e in by_name.get("turn_done", [])
     ]
-    peak = max(s["used_bytes"] for s in by_name["sample"])
+    peak = max([s["used_bytes"] for s in by_name.get("sample", [])], default=0)
     peak = max([peak, *(t["peak_used_bytes"] for t in turns)])
     peak_turn = max(turns, key=lambda t: t["peak_used_bytes"])["index"] if turns else None
     stop, ended = options.get("stop"), by_name["run_ended"][0]
@@ -260,7 +261,7 @@ def make_summary(directory: str = "longctx-runs/test", **options: Any) -> dict[s
                   "time_to_first_token_s": 0.213, "wall_s": events[-1]["t_s"]},
         "guard": {
             "stopped_by": stop, "reason": "116.02 GB used, ceiling 116.00 GB" if stop else None,
-            "at_turn": 4 if stop else None, "samples": len(by_name["sample"]), "sample_gap_max_s": 0.021,
+            "at_turn": 4 if stop else None, "samples": len(by_name.get("sample", [])), "sample_gap_max_s": 0.021,
         },
         "record": {"events": f"{directory}/events.jsonl", "summary": f"{directory}/summary.json"},
     }  # fmt: skip
