@@ -16,7 +16,12 @@ from longctx.shapes import PRESETS, ModelShape, preset, shape_from_folder
 from longctx.weight_formats import WEIGHT_FORMATS, weight_format_of_folder
 
 BUILTIN_FOLDER = Path(__file__).parent / "data" / "model"
-FAKE_PRESET = "qwen3-4b"
+# The fake runner holds no weights; its shape is small, so that its plan fits on any machine.
+FAKE_SHAPE = ModelShape(
+    name="fake", architecture="Qwen3ForCausalLM", layers=2, hidden=64, query_heads=4, kv_heads=2,
+    head_dim=16, intermediate=128, vocab=512, max_positions=1_048_576, tied_embeddings=True,
+    qk_norm=True,
+)  # fmt: skip
 INDEX_NAME = "model.safetensors.index.json"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
@@ -69,7 +74,7 @@ def resolve_model(
     if spec == "builtin":
         return _from_folder(spec, "builtin", BUILTIN_FOLDER, need_weights)
     if spec == "fake":
-        return ResolvedModel(spec, "fake", None, preset(FAKE_PRESET), random_weights=True)
+        return ResolvedModel(spec, "fake", None, FAKE_SHAPE, random_weights=True)
     if spec.lower().startswith("shape:"):
         return _from_preset(spec)
     path = Path(spec).expanduser()
@@ -182,7 +187,7 @@ def _hub_hint(repo: str) -> str:
     if near:
         return f"In the cache there is {near[0]}. `longctx models` lists what is on this machine."
     preset_names = _nearest(repo.split("/")[1].lower(), list(PRESETS))
-    shape = preset_names[0] if preset_names else FAKE_PRESET
+    shape = preset_names[0] if preset_names else "qwen3-4b"
     return (
         f"Fetch it where there is a network (`hf download {repo}`), set HF_HOME to the cache that "
         f"holds it, or test the shape alone: --model shape:{shape}."
