@@ -1,0 +1,222 @@
+"""Train the built-in recall model; run from the repository root: `python -m scripts.train_builtin`.
+
+The clock rules: training stops after --seconds, evaluates on held-out conversations and writes the
+checkpoint folder. docs/builtin-model.md explains the choices and keeps the log of the shipped run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing as mp
+import queue
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from scripts.builtin.data import Batch, Conversations, make_batch
+from scripts.builtin.evaluate import evaluate
+from scripts.builtin.export import save_checkpoint
+from scripts.builtin.model import ModelConfig, RecallModel, initialise
+from scripts.builtin.text import Pools
+
+SHORTEST = 260
+MAX_POSITION = 140_000
+FULL_QUERIES_UP_TO = 2048
+TAIL = 72
+# (share of the training time at which it is reached, largest conversation)
+CURRICULUM = ((0.0, 320), (0.08, 512), (0.18, 2048), (0.30, 8192), (0.45, 32_768), (0.62, 131_072))
+STRATA = 3
+
+
+def largest(progress: float, cap: int) -> int:
+    """Largest conversation at this share of the training time, growing smoothly between steps."""
+    for (start, low), (end, high) in zip(CURRICULUM, CURRICULUM[1:], strict=False):
+        if progress < end:
+            part = (progress - start) / (end - start)
+            return min(cap, round(low * (high / low) ** part))
+    return min(cap, CURRICULUM[-1][1])
+
+
+def draw_batch(source: Conversations, stratum: int, largest_now: int, tokens: int) -> Batch:
+    """A batch of about `tokens` ids, all of one length from this third of the (log) length range."""
+    low = math.log(SHORTEST)
+    span = (math.log(largest_now) - low) / STRATA
+    length = int(math.exp(low + span * (stratum + source.rng.random())))
+    tail = None if length <= FULL_QUERIES_UP_TO else TAIL
+    return make_batch(source, max(1, tokens // length), length, tail, MAX_POSITION)
+
+
+def produce(pools: Pools, seed: int, stratum: int, largest_now, tokens: int, out) -> None:
+    torch.set_num_threads(1)
+    source = Conversations(pools, seed)
+    while True:
+        out.put(draw_batch(source, stratum, largest_now.value, tokens))
+
+
+def loss_of(model: RecallModel, batch: Batch, device: torch.device, dtype: torch.dtype, language: float):
+    """Weighted cross entropy; exact rows [rows] and per-row length for the running log."""
+    ids = torch.from_numpy(batch.ids.astype(np.int32)).to(device, non_blocking=True)
+    rows = torch.from_numpy(batch.rows).to(device, non_blocking=True)
+    columns = torch.from_numpy(batch.columns).to(device, non_blocking=True)
+    weights = torch.from_numpy(batch.weights).to(device, non_blocking=True)
+    tokens = ids.shape[1]
+    column = torch.arange(tokens, device=device)
+    at = torch.from_numpy(batch.gap_at).to(device)[:, :, None]
+    size = torch.from_numpy(batch.gap_size).to(device)[:, :, None]
+    positions = column + ((column >= at) * size).sum(1)
+    tail = None if tokens <= FULL_QUERIES_UP_TO else TAIL + 1
+    hidden = model(ids, positions, tail=tail, dtype=dtype)
+    offset = tokens - hidden.shape[1]
+    picked = hidden[rows, columns - 1 - offset]
+    logits = model.logits(picked)
+    target = ids[rows, columns].long()
+    each = F.cross_entropy(logits, target, reduction="none")
+    loss = (each * weights).sum() / weights.sum()
+    wrong = (logits.argmax(-1) != target).float()
+    misses = torch.zeros(ids.shape[0], device=device).index_add_(0, rows, wrong)
+    if language and tail is None:
+        everything = model.logits(hidden[:, :-1])
+        loss = loss + language * F.cross_entropy(everything.flatten(0, 1), ids[:, 1:].flatten().long())
+    return loss, (misses == 0).float().mean()
+
+
+def train(args: argparse.Namespace) -> None:
+    device = torch.device(args.device)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    torch.manual_seed(args.seed)
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    log_file = (out / "train.jsonl").open("a")
+
+    def log(**fields) -> None:
+        log_file.write(json.dumps(fields) + "\n")
+        log_file.flush()
+        print(json.dumps(fields), flush=True)
+
+    began = time.monotonic()
+    pools = Pools(args.seed)
+    model = RecallModel(ModelConfig())
+    initialise(model, args.seed, offsets=not args.plain_init)
+    if args.resume:
+        model.load_state_dict(torch.load(args.resume, weights_only=True)["model"])
+    model.to(device)
+    gains = [p for n, p in model.named_parameters() if n.endswith(("q_norm.weight", "k_norm.weight"))]
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if p.ndim == 1 and all(p is not g for g in gains)]
+    groups = [
+        {"params": matrices, "weight_decay": 0.01, "scale": 1.0},
+        {"params": others, "weight_decay": 0.0, "scale": 1.0},
+        {"params": gains, "weight_decay": 0.0, "scale": args.gain_rate},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=args.rate, betas=(0.9, 0.98), fused=device.type == "cuda")
+    if args.resume:
+        saved = torch.load(args.resume, weights_only=True, map_location=device)
+        optimizer.load_state_dict(saved["optimizer"])
+
+    context = mp.get_context("fork")
+    largest_now = context.Value("i", largest(args.start, args.longest))
+    queues = [context.Queue(maxsize=3) for _ in range(STRATA)]
+    workers = [
+        context.Process(
+            target=produce, daemon=True,
+            args=(pools, args.seed * 1000 + i, i % STRATA, largest_now, args.tokens, queues[i % STRATA]),
+        )
+        for i in range(args.workers)
+    ]  # fmt: skip
+    inline = Conversations(pools, args.seed + 7)
+    for worker in workers:
+        worker.start()
+
+    started, step, waited, seen = time.monotonic(), 0, 0.0, 0
+    window: dict[str, list] = {}
+    next_log = next_save = started
+    log(event="start", device=str(device), setup_s=round(started - began, 2), parameters=sum(
+        p.numel() for p in model.parameters()), args=vars(args))
+    while True:
+        share = (time.monotonic() - started) / args.seconds
+        if share >= 1.0:
+            break
+        progress = args.start + (1 - args.start) * share
+        largest_now.value = largest(progress, args.longest)
+        rate = args.rate * min(1.0, (step + 1) / args.warmup) * (1 - share) ** 0.5
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        language = args.language if progress < 0.3 else 0.0
+        for stratum in range(STRATA):
+            asked = time.monotonic()
+            if workers:
+                try:
+                    batch = queues[stratum].get(timeout=60)
+                except queue.Empty:
+                    raise RuntimeError("the data workers stopped") from None
+            else:
+                batch = draw_batch(inline, stratum, largest_now.value, args.tokens)
+            waited += time.monotonic() - asked
+            loss, exact = loss_of(model, batch, device, dtype, language)
+            (loss / STRATA).backward()
+            seen += batch.ids.size
+            bucket = 2 ** round(math.log2(batch.ids.shape[1]))
+            window.setdefault(str(bucket), []).append(torch.stack((loss.detach(), exact)))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        now = time.monotonic()
+        if now >= next_log:
+            next_log = now + args.log_every
+            means = {k: torch.stack(v).mean(0).tolist() for k, v in window.items()}
+            window = {}
+            log(
+                event="step", step=step, t_s=round(now - started, 1), largest=largest_now.value,
+                rate=round(rate, 6), tokens_per_s=round(seen / (now - started)),
+                data_wait_share=round(waited / (now - started), 3),
+                loss={k: round(means[k][0], 4) for k in sorted(means, key=int)},
+                exact={k: round(means[k][1], 3) for k in sorted(means, key=int)},
+            )  # fmt: skip
+        if now >= next_save:
+            next_save = now + 60
+            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, out / "state.pt")
+    for worker in workers:
+        worker.terminate()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, out / "state.pt")
+    save_checkpoint(model, out / "model")
+    log(event="trained", steps=step, t_s=round(time.monotonic() - started, 1), tokens=seen,
+        gains=[round(float(g.abs().mean()), 2) for g in gains])
+    model.load_state_dict({k: v.to(torch.bfloat16).float() for k, v in model.state_dict().items()})
+    deadline = time.monotonic() + args.eval_seconds
+    for tokens in args.eval_lengths:
+        for row in evaluate(model, tokens, args.per_cell, args.seed + 99, device, dtype, deadline):
+            log(event="eval", **row)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", default="builtin-run")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seconds", type=float, default=420)
+    parser.add_argument("--eval-seconds", type=float, default=90)
+    parser.add_argument("--eval-lengths", type=int, nargs="*",
+                        default=[512, 2048, 4096, 8192, 16384, 32768, 65536, 131072])  # fmt: skip
+    parser.add_argument("--per-cell", type=int, default=21)
+    parser.add_argument("--tokens", type=int, default=65_536, help="of a micro-batch; three make a step")
+    parser.add_argument("--longest", type=int, default=131_072)
+    parser.add_argument("--start", type=float, default=0.0, help="where in the curriculum to begin, 0..1")
+    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--gain-rate", type=float, default=4.0)
+    parser.add_argument("--warmup", type=int, default=60)
+    parser.add_argument("--language", type=float, default=0.1)
+    parser.add_argument("--workers", type=int, default=12)
+    parser.add_argument("--log-every", type=float, default=8)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--resume", default=None)
+    parser.add_argument("--plain-init", action="store_true")
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
