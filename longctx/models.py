@@ -12,7 +12,7 @@ from pathlib import Path
 
 from longctx.errors import ModelError, UsageError
 from longctx.hub import cache_folder, cached_ids, download, find_in_cache
-from longctx.shapes import PRESETS, ModelShape, preset, shape_from_folder
+from longctx.shapes import PRESETS, ModelShape, shape_from_folder
 from longctx.weight_formats import WEIGHT_FORMATS, weight_format_of_folder
 
 BUILTIN_FOLDER = Path(__file__).parent / "data" / "model"
