@@ -26,7 +26,8 @@ def harden_supervisor(subreaper: bool = True) -> list[str]:
         notes.append("cannot become subreaper: descendants that change their session may escape")
     if not set_oom_score(SUPERVISOR_OOM_SCORE):
         notes.append(
-            "oom_score_adj cannot be lowered (needs CAP_SYS_RESOURCE): the kernel may kill the supervisor first"
+            "oom_score_adj cannot be lowered (needs CAP_SYS_RESOURCE): the kernel may choose the "
+            "supervisor first"
         )
     if not _may_lock():
         notes.append("memory is not locked (no CAP_IPC_LOCK, limited memlock): it may be paged out")
