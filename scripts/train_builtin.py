@@ -29,7 +29,7 @@ MAX_POSITION = 140_000
 FULL_QUERIES_UP_TO = 2048
 TAIL = 72
 # (share of the training time at which it is reached, largest conversation)
-CURRICULUM = ((0.0, 320), (0.08, 512), (0.18, 2048), (0.30, 8192), (0.45, 32_768), (0.62, 131_072))
+CURRICULUM = ((0.0, 320), (0.06, 512), (0.14, 2048), (0.22, 8192), (0.32, 32_768), (0.45, 131_072))
 STRATA = 3
 
 
@@ -100,6 +100,20 @@ def train(args: argparse.Namespace) -> None:
 
     began = time.monotonic()
     pools = Pools(args.seed)
+    context = mp.get_context("fork")  # before CUDA starts
+    largest_now = context.Value("i", largest(args.start, args.longest))
+    queues = [context.Queue(maxsize=3) for _ in range(STRATA)]
+    workers = [
+        context.Process(
+            target=produce, daemon=True,
+            args=(pools, args.seed * 1000 + i, i % STRATA, largest_now, args.tokens, queues[i % STRATA]),
+        )
+        for i in range(args.workers)
+    ]  # fmt: skip
+    inline = Conversations(pools, args.seed + 7)
+    for worker in workers:
+        worker.start()
+
     model = RecallModel(ModelConfig())
     initialise(model, args.seed, offsets=not args.plain_init)
     if args.resume:
@@ -117,20 +131,6 @@ def train(args: argparse.Namespace) -> None:
     if args.resume:
         saved = torch.load(args.resume, weights_only=True, map_location=device)
         optimizer.load_state_dict(saved["optimizer"])
-
-    context = mp.get_context("fork")
-    largest_now = context.Value("i", largest(args.start, args.longest))
-    queues = [context.Queue(maxsize=3) for _ in range(STRATA)]
-    workers = [
-        context.Process(
-            target=produce, daemon=True,
-            args=(pools, args.seed * 1000 + i, i % STRATA, largest_now, args.tokens, queues[i % STRATA]),
-        )
-        for i in range(args.workers)
-    ]  # fmt: skip
-    inline = Conversations(pools, args.seed + 7)
-    for worker in workers:
-        worker.start()
 
     started, step, waited, seen = time.monotonic(), 0, 0.0, 0
     window: dict[str, list] = {}
@@ -186,7 +186,7 @@ def train(args: argparse.Namespace) -> None:
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, out / "state.pt")
     save_checkpoint(model, out / "model")
     log(event="trained", steps=step, t_s=round(time.monotonic() - started, 1), tokens=seen,
-        gains=[round(float(g.abs().mean()), 2) for g in gains])
+        gains=[round(float(g.detach().abs().mean()), 2) for g in gains])
     model.load_state_dict({k: v.to(torch.bfloat16).float() for k, v in model.state_dict().items()})
     deadline = time.monotonic() + args.eval_seconds
     for tokens in args.eval_lengths:
@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=131_072)
     parser.add_argument("--start", type=float, default=0.0, help="where in the curriculum to begin, 0..1")
     parser.add_argument("--rate", type=float, default=3e-3)
-    parser.add_argument("--gain-rate", type=float, default=4.0)
+    parser.add_argument("--gain-rate", type=float, default=2.0)
     parser.add_argument("--warmup", type=int, default=60)
     parser.add_argument("--language", type=float, default=0.1)
     parser.add_argument("--workers", type=int, default=12)

@@ -20,11 +20,13 @@ def held_out(path: Path) -> bool:
 
 
 def python_sources(limit: int, want_held_out: bool) -> bytes:
-    """Up to `limit` bytes of the standard library's source, sorted by path."""
+    """Up to `limit` bytes of source, sorted by path: the standard library, then numpy."""
     root = Path(sysconfig.get_paths()["stdlib"])
+    own = [p for p in sorted(root.rglob("*.py")) if "-packages" not in str(p)]
+    more = sorted(Path(np.__file__).parent.rglob("*.py"))
     parts, size = [], 0
-    for path in sorted(root.rglob("*.py")):
-        if "site-packages" in path.parts or held_out(path) != want_held_out:
+    for path in own + more:
+        if held_out(path) != want_held_out:
             continue
         try:
             raw = path.read_bytes()
