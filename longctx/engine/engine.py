@@ -71,11 +71,10 @@ class Engine:
         """Makes room for `tokens` tokens in all; kept tokens stay. Never shrinks.
 
         Raises:
-            UsageError: more than the model's positions, and `allow_long` is off.
+            UsageError: a negative number. (Positions are checked where tokens are fed.)
         """
         if tokens < 0:
             raise UsageError(f"Cannot reserve {tokens} tokens.")
-        check_positions(self.shape, tokens, self.allow_long)
         self.cache.reserve(tokens)
 
     @torch.inference_mode()
@@ -104,6 +103,7 @@ class Engine:
         """
         tokens = self._checked(ids)
         total = len(ids)
+        check_positions(self.shape, self.length + total, self.allow_long)
         size = step_tokens or total
         if self.length + total > self.capacity:
             self.reserve(self.length + total)

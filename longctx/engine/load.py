@@ -70,9 +70,11 @@ def load_model(
     built = Model(resolved.shape, factory, torch_dtype, place)
     engine = Engine(built, kv_name, path, allow_long)
     if checkpoint is not None:
-        load_checkpoint(checkpoint, built.slots(), progress=progress)
+        # some checkpoints carry a copy of the head although it is tied
+        ignore = ("lm_head.weight",) if resolved.shape.tied_embeddings else ()
+        load_checkpoint(checkpoint, built.slots(), progress=progress, ignore=ignore)
     else:
-        fill_random(built.slots(), seed)
+        fill_random(built.slots(), seed, progress=progress)
     return engine
 
 

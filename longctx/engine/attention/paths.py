@@ -74,6 +74,16 @@ def choose_path(
     raise UsageError(f"The engine does not run on {device.type!r}.", hint="--device cpu or cuda.")
 
 
+def path_table() -> dict[str, str]:
+    """Setting -> name of the path that runs for it on this machine, for `longctx info`."""
+    table = {"cpu": CPU.name, "math": MATH.name}
+    if torch.cuda.is_available():
+        from longctx.engine.attention.kernels_cuda import path_names
+
+        table |= path_names()
+    return table
+
+
 def attend(
     path: Path,
     query: torch.Tensor,
