@@ -185,6 +185,8 @@ def _byte_table(data: Any) -> ByteBackend | None:
     if not set(vocab) - set(characters) <= set(special):
         return None
     byte_ids = [vocab[character] for character in characters]
+    if set(byte_ids) & set(special.values()):
+        return None
     return ByteBackend(byte_ids, special, 1 + max(_all_ids(vocab.values(), special.values())))
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from longctx.prompts.backends import Backend
 
 # What fills the place of a character that would be cut in its middle.
-_FILLERS = (" ", "  ", "   ", ".", " .", "..", " ..", ". .")
-_WIDEST_CHARACTER = 4  # tokens of one character, in bytes
-_NEAR = 6
-_ROUNDS = 8
+_FILLERS = ("", " ", ".", " .", "..", " ..", ". .", " . .", ". . .")
+_NEAR = 8  # characters around the estimated cut that are tried
+_ANCHOR = 48  # tokens before the cut from which on a try is counted
+_ROUNDS = 12
+
+# (amount, filler) -> (whole text, where the last stretch of the growing part begins, where it
+# ends), in characters; the filler stands behind the growing part and what is put into it.
+Build = Callable[[int, str], tuple[str, int, int]]
 
 
 @dataclass(frozen=True)
@@ -30,85 +34,70 @@ class Fitted:
     amount: int
 
 
-def fit(
-    backend: Backend,
-    build: Callable[[int, str], tuple[str, int, int]],
-    wanted: int,
-    per_token: float,
-) -> Fitted:
+def fit(backend: Backend, build: Build, wanted: int, per_token: float) -> Fitted:
     """The text of exactly `wanted` tokens, made of as much of its growing part as fits.
 
     Tokens are counted in the finished text, so a merge across the cut is part of the count. Where
-    no cut gives the count (it would fall inside a character), spaces or full stops fill the gap; if
-    even that fails, the longest text below the count is given.
+    no cut gives the count (it would fall inside a character), spaces and full stops fill the gap; if
+    even that fails, the longest text found below the count is given.
+
+    The text is encoded as a whole twice: once too long, to see where its tokens begin, and once as
+    it is given. Tries in between are counted by their ends alone.
 
     Args:
-        build: (amount, filler) -> (whole text, where the last stretch of the growing part begins,
-            where it ends) in characters; the filler stands at the end of the growing part.
+        backend: encodes.
+        build: makes the text; see `Build`.
         wanted: tokens of the whole text.
         per_token: characters per token, as a first guess.
     """
-    fixed = len(backend.encode(build(0, "")[0]))
-    amount = max(0, round((wanted - fixed) * per_token * 1.02) + 8)
-    low, high = 0, None  # amounts known to be too short, too long
-    best: Fitted | None = None
+    empty = build(0, "")[0]
+    best = Fitted(backend.encode(empty), empty, 0)
+    amount = max(0, round((wanted - len(best.ids)) * per_token * 1.06) + _NEAR)
     for _ in range(_ROUNDS):
         text, begin, end = build(amount, "")
         ids, starts = backend.encode_with_starts(text)
         excess = len(ids) - wanted
-        if excess <= 0 and (best is None or len(ids) > len(best.ids)):
-            best = Fitted(ids, text, amount)
         if excess == 0:
             return Fitted(ids, text, amount)
         if excess < 0:
-            low = max(low, amount)
-            if high is not None and -excess <= _WIDEST_CHARACTER:
-                break
-            step = round(-excess * per_token * 1.05) + 4
-            guess = amount + (step if high is None else min(step, (high - amount) // 2))
-        else:
-            high = amount if high is None else min(high, amount)
-            guess = amount - _characters_of(excess, starts, begin, end, per_token)
-        if high is not None and not low < guess < high:
-            if high - low <= _NEAR:
-                break
-            guess = (low + high) // 2
-        amount = guess
-    return _settle(backend, build, wanted, low if best is None else best.amount, best)
-
-
-def _characters_of(
-    excess: int, starts: Sequence[int], begin: int, end: int, per_token: float
-) -> int:
-    """Characters that the last `excess` tokens of text[begin:end] take."""
-    last = bisect_left(starts, end)
-    first = last - excess
-    if first >= 0 and starts[first] > begin:
-        return max(1, end - starts[first])
-    return max(1, round(excess * per_token))
-
-
-def _settle(
-    backend: Backend,
-    build: Callable[[int, str], tuple[str, int, int]],
-    wanted: int,
-    amount: int,
-    best: Fitted | None,
-) -> Fitted:
-    """Try every cut near `amount`, nearest first, with and without a filler."""
-    for near in sorted(
-        range(max(0, amount - _NEAR), amount + _NEAR + 1), key=lambda n: abs(n - amount)
-    ):
-        for filler in ("", *_FILLERS):
-            text = build(near, filler)[0]
-            ids = backend.encode(text)
-            if len(ids) == wanted:
-                return Fitted(ids, text, near)
-            if len(ids) < wanted and (best is None or len(ids) > len(best.ids)):
-                best = Fitted(ids, text, near)
-            if len(ids) > wanted:
-                break  # a filler would only add
-    if best is None:  # nothing near fits: take nothing of the growing part
-        text = build(0, "")[0]
-        best = Fitted(backend.encode(text), text, 0)
+            if len(ids) > len(best.ids):
+                best = Fitted(ids, text, amount)
+            amount += round(-excess * per_token * 1.1) + _NEAR
+            continue
+        cut = bisect_left(starts, end) - excess
+        if cut < 0 or starts[cut] < begin:  # more than the last stretch must go
+            amount = max(0, amount - max(1, end - begin))
+            continue
+        anchor = starts[max(0, cut - _ANCHOR)]
+        estimate = amount - (end - starts[cut])
+        for found in _tries(backend, build, wanted, estimate, anchor, text, len(ids)):
+            if len(found.ids) == wanted:
+                return found
+            if len(best.ids) < len(found.ids) < wanted:
+                best = found
+        break
     return best
+
+
+def _tries(
+    backend: Backend, build: Build, wanted: int, estimate: int, anchor: int, text: str, tokens: int
+) -> Iterator[Fitted]:
+    """Texts cut near `estimate` that seem to have the count, nearest first; at last the nearest below."""
+    head = text[:anchor]
+    before = tokens - len(backend.encode(text[anchor:]))
+    below: tuple[int, str, int] | None = None  # tokens, text, amount
+    near = range(max(0, estimate - _NEAR), estimate + _NEAR + 1)
+    for amount in sorted(near, key=lambda n: abs(n - estimate)):
+        for filler in _FILLERS:
+            candidate = build(amount, filler)[0]
+            if not candidate.startswith(head):
+                continue  # a hidden sentence has moved
+            count = before + len(backend.encode(candidate[anchor:]))
+            if count == wanted:
+                yield Fitted(backend.encode(candidate), candidate, amount)
+            elif count > wanted:
+                break  # a filler only adds
+            elif below is None or count > below[0]:
+                below = (count, candidate, amount)
+    if below is not None:
+        yield Fitted(backend.encode(below[1]), below[1], below[2])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from longctx.errors import UsageError
 from longctx.prompts.haystack import Haystack
 
+_END = 1 << 62  # a place behind every text
 _SEARCH = 400  # characters around the exact place in which a line boundary is looked for
 
 
@@ -84,28 +85,32 @@ class Hiding:
         self._broken: dict[str, int] = {}
         self._cuts: list[tuple[int, str]] = []
         for share, sentence in sentences:
-            self._cuts.append((self._line_near(round(share * guess)), sentence))
+            place = self._line_near(round(share * guess)) if share < 1.0 else _END
+            self._cuts.append((place, sentence))
         self._cuts.sort(key=lambda cut: cut[0])
 
-    def text(self, amount: int) -> tuple[str, int]:
-        """The first `amount` characters with the sentences in them, and where the last part begins.
+    def text(self, amount: int) -> tuple[str, int, int]:
+        """The first `amount` characters with the sentences in them, and the borders of the last part.
 
-        A sentence whose place lies beyond `amount` stands at the end.
+        The last part is the last one that is haystack: it shrinks and grows with `amount`. A
+        sentence whose place lies beyond `amount` stands at the end.
         """
         stretch = self._take(amount)
         parts: list[str] = []
-        at = 0
+        at = length = begin = end = 0
         for cut, sentence in self._cuts:
             cut = min(cut, amount)
             head = stretch[at:cut]
-            parts.append(head)
-            before = head or (parts[-2] if len(parts) > 1 else "\n")
-            if not before.endswith("\n"):
-                parts.append("\n")
-            parts.append(sentence + "\n")
+            if head:
+                begin, end = length, length + len(head)
+            before = head or (parts[-1] if parts else "\n")
+            parts.append(head + ("" if before.endswith("\n") else "\n") + sentence + "\n")
+            length += len(parts[-1])
             at = cut
-        done = "".join(parts)
-        return done + stretch[at:amount], len(done)
+        if at < amount:
+            begin, end = length, length + amount - at
+            parts.append(stretch[at:amount])
+        return "".join(parts), begin, end
 
     def plain(self, amount: int) -> str:
         """The first `amount` characters of the stretch, without the sentences."""

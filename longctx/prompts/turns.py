@@ -14,7 +14,7 @@ from longctx.prompts.tokenizer import Tokenizer
 from longctx.units import format_tokens
 
 INJECT, REFERENCE, QUESTION = "inject", "reference", "question"
-_FIRST_GUESS = 1.0  # characters per token, until the first chunk has been counted
+_SAMPLE = 2_000  # characters of the haystack that are counted to guess how many a token takes
 
 
 class TurnScript:
@@ -48,7 +48,7 @@ class TurnScript:
         self._notes: list[str] = list(tokenizer.notes)
         self._haystack = Haystack(settings.haystack)
         self._at = 0  # characters of the haystack that are used
-        self._per_token = _FIRST_GUESS
+        self._per_token: float | None = None
         self._references = 0
         self._index = 0
         self._open: Turn | None = None
@@ -279,24 +279,32 @@ class TurnScript:
         wanted = self._reference_tokens(n, first) - answer + chunk
         is_last = self._next_chunk(len(self._stream) + wanted + self._merged() + answer, n + 1) == 0
         hidden = self._due(n, is_last)
-        guess = int(chunk * self._per_token)
+        plain = chunk - sum(self._tokens("\n" + sentence + "\n") for _, sentence in hidden)
+        per_token = self._characters_per_token()
+        guess = int(plain * per_token)
         hiding = Hiding(self._haystack, self._at, self.tokenizer.special, hidden, guess)
         empty = self._wrap(self._reference_text(n, ""), first)
         start = len(self._wrap(self._reference_text(n, "\0"), first).partition("\0")[0])
         before, after = empty[:start], empty[start:]
 
         def build(amount: int, filler: str) -> tuple[str, int, int]:
-            text, tail = hiding.text(amount)
-            return before + text + filler + after, start + tail, start + len(text)
+            text, begin, end = hiding.text(amount)
+            return before + text + filler + after, start + begin, start + end
 
-        fitted = fit(self.tokenizer.backend, build, wanted, self._per_token)
+        fitted = fit(self.tokenizer.backend, build, wanted, per_token)
         self._at += fitted.amount
-        if fitted.amount and chunk > 32:
-            self._per_token = fitted.amount / chunk
+        if plain > 100:
+            self._per_token = fitted.amount / plain
         self._note_haystack(hiding, fitted.amount)
         inner = fitted.text[start : len(fitted.text) - len(after)]
         text = self._reference_text(n, inner)
         return Turn(self._index, REFERENCE, self._without_end(fitted.ids), answer, text, chunk)
+
+    def _characters_per_token(self) -> float:
+        if self._per_token is None:
+            sample = self._haystack.take(self._at, _SAMPLE)
+            self._per_token = len(sample) / max(1, self._tokens(sample))
+        return self._per_token
 
     # -- secrets --------------------------------------------------------------------------------
 
