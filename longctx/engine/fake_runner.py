@@ -27,24 +27,24 @@ shm (bytes, file), oom, error, retype (to).
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import mmap
 import os
 import platform
+import queue
 import re
 import signal
 import sys
+import threading
 import time
 from typing import Any
 
-from longctx.engine.mailbox import Mailbox
+from longctx.engine.fake_faults import Faults, give_back, status_bytes, take
 from longctx.guard.spawn import enter_worker
 from longctx.prompts.texts import TEXTS
-from longctx.units import MIB, parse_bytes
-from longctx.wire import PROTOCOL, Wire
+from longctx.units import parse_bytes
+from longctx.wire import PROTOCOL, Wire, WireClosed, WireGarbage
 
-_BLOCK_BYTES = 8 * MIB
 _LOOKS_SECRET = re.compile(r"[A-Z0-9]{3,}(?:-[A-Z0-9]{2,})+")
 _DEFAULTS: dict[str, Any] = {
     "load_bytes": 0, "token_bytes": 0, "step_token_bytes": 0, "step_score_bytes": 0,
@@ -53,121 +53,36 @@ _DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def take(size: int, bytes_per_s: float | None = None) -> list[mmap.mmap]:
-    """Really take `size` bytes: every page is populated, block by block, at a rate if one is given."""
-    blocks: list[mmap.mmap] = []
-    start, taken = time.monotonic(), 0
-    while taken < size:
-        length = min(_BLOCK_BYTES, size - taken)
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-        blocks.append(mmap.mmap(-1, length, flags=flags))
-        taken += length
-        if bytes_per_s:
-            time.sleep(max(start + taken / bytes_per_s - time.monotonic(), 0.0))
-    return blocks
+class Ears:
+    """Reads the wire in a thread: a soft stop is a flag, all else waits in line."""
 
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._line: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.soft_stop: str | None = None
+        self.closing = False
+        threading.Thread(target=self._read, name="wire", daemon=True).start()
 
-def give_back(blocks: list[mmap.mmap]) -> None:
-    """Unmap what `take` took."""
-    for block in blocks:
-        block.close()
-    blocks.clear()
+    def next(self) -> dict[str, Any]:
+        """The next message that is not a soft stop."""
+        return self._line.get()
 
-
-def status_bytes(name: str) -> int | None:
-    """A field of /proc/self/status in bytes; None where it cannot be read."""
-    try:
-        with open("/proc/self/status", "rb") as file:
-            for line in file:
-                if line.startswith(name.encode() + b":"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
-
-
-class Faults:
-    """Breaks the worker at chosen messages."""
-
-    def __init__(self, plan: list[dict[str, Any]], out_fd: int) -> None:
-        self._plan, self._out_fd = plan, out_fd
-        self._counts: dict[str, int] = {}
-        self._kept: list[Any] = []
-
-    def before(self, message: dict[str, Any]) -> None:
-        """Called with every message about to be sent; may not return, may change the message."""
-        for name in (message["type"], "any"):
-            self._counts[name] = self._counts.get(name, 0) + 1
-            for fault in self._plan:
-                if fault["before"] == name and fault.get("count", 1) == self._counts[name]:
-                    getattr(self, "_" + fault["do"])(fault, message)
-
-    def _crash(self, fault: dict[str, Any], message: dict[str, Any]) -> None:
-        os.kill(os.getpid(), fault.get("signal", signal.SIGKILL))
-        time.sleep(60)
-
-    def _exit(self, fault: dict[str, Any], message: dict[str, Any]) -> None:
-        os._exit(fault.get("code", 3))
-
-    def _garbage(self, fault: dict[str, Any], message: dict[str, Any]) -> None:
-        os.write(self._out_fd, (fault.get("text", "\x00\xff{]no json") + "\n").encode("utf-8"))
-
-    def _half(self, fault: dict[str, Any], message: dict[str, Any]) -> None:
-        os.write(self._out_fd, json.dumps(message).encode()[:-7])
-        os._exit(4)
-
-    def _close_pipe(self, fault: dict[str, Any], message: dict[str, Any]) -> None:
-        os.close(self._out_fd)
-        time.sleep(3600)
-
-    def _silence(self, fault: dict[str, Any], message: dict[str, Any]) -> None:
-        time.sleep(3600)
-
-    def _stop(self, fault: dict[str, Any], message: dict[str, Any]) -> None:
-        os.kill(os.getpid(), signal.SIGSTOP)
-
-    def _sleep(self, fault: dict[str, Any], message: dict[str, Any]) -> None:
-        time.sleep(fault["seconds"])
-
-    def _hold_gil(self, fault: dict[str, Any], message: dict[str, Any]) -> None:
-        # PyDLL keeps the interpreter lock during the call: no other thread of this process runs.
-        ctypes.PyDLL(None).usleep(int(fault.get("seconds", 3.0) * 1e6))
-
-    def _grow(self, fault: dict[str, Any], message: dict[str, Any]) -> None:
-        self._kept.append(take(parse_bytes(fault["bytes"]), fault.get("fill_bytes_per_s")))
-        time.sleep(fault.get("hold", 0.0))
-
-    def _grandchild(self, fault: dict[str, Any], message: dict[str, Any]) -> None:
-        if os.fork():
-            os.wait()
-            return
-        os.setsid()
-        if os.fork():
-            os._exit(0)
-        kept = take(parse_bytes(fault["bytes"]), fault.get("fill_bytes_per_s"))
-        time.sleep(fault.get("hold", 3600.0))
-        os._exit(len(kept) & 1)
-
-    def _shm(self, fault: dict[str, Any], message: dict[str, Any]) -> None:
-        with open(fault["file"], "wb") as file:
-            for _ in range(parse_bytes(fault["bytes"]) // _BLOCK_BYTES):
-                file.write(b"\1" * _BLOCK_BYTES)
-        time.sleep(fault.get("hold", 0.0))
-
-    def _oom(self, fault: dict[str, Any], message: dict[str, Any]) -> None:
-        message.clear()
-        message.update(
-            type="error", kind="out_of_memory", message="Out of memory (asked of the fake worker).",
-            hint=None, turn=fault.get("turn"), requested_bytes=fault.get("requested_bytes"),
-            free_bytes=fault.get("free_bytes"), traceback=None,
-        )  # fmt: skip
-
-    def _error(self, fault: dict[str, Any], message: dict[str, Any]) -> None:
-        self._oom(fault, message)
-        message.update(kind="internal", message="A failure was asked of the fake worker.")
-
-    def _retype(self, fault: dict[str, Any], message: dict[str, Any]) -> None:
-        message["type"] = fault["to"]
+    def _read(self) -> None:
+        while True:
+            try:
+                message = self._wire.receive()
+            except WireGarbage as error:
+                message = {"type": "garbage", "message": str(error)}
+            except (WireClosed, OSError, ValueError):
+                if not self.closing:
+                    os._exit(70)  # nothing outlives its guard
+                return
+            if message["type"] == "soft_stop":
+                self.soft_stop = str(message.get("reason"))
+                continue
+            if message["type"] == "turn":
+                self.soft_stop = None  # what came before was meant for the turn before
+            self._line.put(message)
 
 
 class FakeWorker:
@@ -176,7 +91,7 @@ class FakeWorker:
     def __init__(self, wire: Wire, out_fd: int, settings: dict[str, Any]) -> None:
         self._wire, self._settings = wire, settings
         self._faults = Faults(settings["faults"], out_fd)
-        self._mailbox = Mailbox(wire)
+        self._ears = Ears(wire)
         self._load: dict[str, Any] = {}
         self._ids: list[int] = []
         self._weights: list[mmap.mmap] = []
@@ -187,11 +102,10 @@ class FakeWorker:
     def run(self) -> None:
         """Serve until `close`."""
         handlers = {"hello": self._on_hello, "load": self._on_load, "turn": self._on_turn}
-        self._mailbox.start()
         while True:
-            message = self._mailbox.next()
+            message = self._ears.next()
             if message["type"] == "close":
-                self._mailbox.closing()
+                self._ears.closing = True
                 self._send({"type": "closed"})
                 return
             handler = handlers.get(message["type"])
@@ -255,14 +169,13 @@ class FakeWorker:
             }
         )  # fmt: skip
         while True:
-            answer = self._mailbox.next()
+            answer = self._ears.next()
             if answer["type"] in ("go", "stop") and answer.get("ask") == self._ask_count:
                 return bool(answer["type"] == "go")
             if answer["type"] == "close":
                 sys.exit(0)
 
     def _on_turn(self, message: dict[str, Any]) -> None:
-        self._mailbox.clear_soft_stop()
         turn, begin = int(message["turn"]), time.monotonic()
         keep = int(message["keep_tokens"])
         del self._ids[keep:]
@@ -274,11 +187,11 @@ class FakeWorker:
         if stopped is None:
             answer = self._answer(int(message["max_new_tokens"]), message["stop_ids"])
             if not self._ask("decode", turn, len(answer), len(self._ids), 0):
-                stopped = "admission" if self._mailbox.soft_stop is None else "soft"
+                stopped = "admission" if self._ears.soft_stop is None else "soft"
             for token in answer if stopped is None else ():
                 generated.append(token)
                 first_token_s = first_token_s or time.monotonic() - begin
-                if self._mailbox.soft_stop is not None and token != answer[-1]:
+                if self._ears.soft_stop is not None and token != answer[-1]:
                     stopped = "soft"
                     break
                 if token != answer[-1]:
@@ -308,7 +221,7 @@ class FakeWorker:
         size = max(len(new), 1) if step == "whole" else int(step)
         done = 0
         while done < len(new):
-            if self._mailbox.soft_stop is not None:
+            if self._ears.soft_stop is not None:
                 return "soft", done
             tokens, context = min(size, len(new) - done), len(self._ids)
             temporary = tokens * self._settings["step_token_bytes"] + (
@@ -317,7 +230,7 @@ class FakeWorker:
             held = sum(len(block) for block in self._retained)
             real = max(temporary - held, 0) + tokens * self._settings["token_bytes"]
             if not self._ask("prefill", turn, tokens, context, real):
-                return ("admission" if self._mailbox.soft_stop is None else "soft"), done
+                return ("admission" if self._ears.soft_stop is None else "soft"), done
             begin = time.monotonic()
             blocks = take(max(temporary - held, 0), self._rate)
             self._ids += new[done : done + tokens]
