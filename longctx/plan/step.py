@@ -16,8 +16,8 @@ ACTIVATIONS, ATTENTION, LOGITS = "activations", "attention", "logits"
 KV_READ_TOKENS = 4096
 # Parts of the unmasked past that are merged at once.
 MERGE_AT_ONCE = 8
-# PyTorch's CPU flash kernel works in blocks of at most 256 queries by 512 keys, one per thread.
-CPU_QUERY_BLOCK, CPU_KEY_BLOCK = 256, 512
+# PyTorch's CPU flash kernel works on blocks of queries by at most this many keys, one per thread.
+CPU_KEY_BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class StepSize:
         dtype: of activations. math: attention materialises its scores. cuda: runs on a GPU.
         packed: the KV cache is stored in another dtype than it is computed in.
         threads: that compute on a CPU, each with its block of scores.
-        layers: how many layers to write down; two show everything, since all are alike.
+        layers: how many layers to write down; the first, one like all others, and the last.
     """
 
     new: int
@@ -38,7 +38,7 @@ class StepSize:
     cuda: bool = False
     packed: bool = False
     threads: int = 1
-    layers: int = 2
+    layers: int = 3
 
     @property
     def keys(self) -> int:
@@ -109,12 +109,11 @@ class _Step:
         """rms_norm: one tensor on CUDA; on a CPU, fp32 copies of the rows and their products."""
         if self.size.cuda:
             return self.new(rows * columns * self.b)
+        per_head = -(-columns // self.shape.head_dim)
         if self.b == 4:
-            scaled = self.new(rows * columns * 4)
-            out = self.new(rows * columns * 4)
-            self.tape.drop(scaled)
-            return out
-        with self.tape.temporary(ACTIVATIONS, *[rows * columns * 4] * 3):
+            with self.tape.temporary(ACTIVATIONS, rows * columns * 4, rows * per_head * 8):
+                return self.new(rows * columns * 4)
+        with self.tape.temporary(ACTIVATIONS, *[rows * columns * 4] * 3, rows * per_head * 8):
             pass
         with self.tape.temporary(ACTIVATIONS, rows * columns * 4):
             return self.new(rows * columns * self.b)
@@ -158,11 +157,8 @@ class _Step:
         tape, new = self.tape, self._attention_tensor
         held = []
         if self.size.packed:
-            blocks = [new(keys * self.kv * b) for _ in range(2)]
-            held += [new(keys * self.kv * b) for _ in range(2)]
-            tape.drop(*blocks)
-        if self.shape.group > 1:
-            held += [new(keys * row * b) for _ in range(2)]
+            held += [new(keys * self.kv * b) for _ in range(4)]  # read in blocks, then joined
+        held += [new(keys * row * b) for _ in range(2)]
         if b != 4:
             held += [new(count * row * 4) for count in (n, keys, keys)]
         held.append(new(n * row * 4))
@@ -181,7 +177,7 @@ class _Step:
             scores = new(4 * heads * n * keys)
         softmax = new(4 * heads * n * keys)
         if n > 1:
-            with tape.temporary(ATTENTION, heads * n * keys):
+            with tape.temporary(ATTENTION, heads * n * keys, heads * n, 4):
                 pass
         tape.drop(scores)
         if b == 4:
@@ -204,14 +200,16 @@ class _Step:
         if past > 0:
             pieces = -(-past // KV_READ_TOKENS) if self.size.packed else 1
         if n == 1:
-            self._kernel_scratch(n, self.size.keys)
-            return new(rows)
+            held = [new(rows), new(lse)]
+            self._kernel_scratch(self.shape.group, self.size.keys)
+            tape.drop(held[1])
+            return held[0]
         parts = []
         for _ in range(min(pieces, MERGE_AT_ONCE)):
-            self._kernel_scratch(n, min(past, KV_READ_TOKENS) if self.size.packed else past)
             parts += [new(rows), new(lse)]
-        self._kernel_scratch(n, n)
+            self._kernel_scratch(n, min(past, KV_READ_TOKENS) if self.size.packed else past)
         parts += [new(rows), new(lse)]
+        self._kernel_scratch(n, n)
         if not pieces:
             tape.drop(parts[1])
             return parts[0]
@@ -231,12 +229,13 @@ class _Step:
         """What the fused CPU kernel allocates inside: a block of scores a thread, packed 16-bit KV."""
         if self.size.cuda:
             return
-        block, columns = min(queries, CPU_QUERY_BLOCK), min(keys, CPU_KEY_BLOCK)
-        scores = self.size.threads * block * (columns + self.shape.head_dim + 2) * 4
+        block = min(queries, 256 if queries >= 768 else 64 if queries >= 192 else 32)
+        columns, width = min(keys, CPU_KEY_BLOCK), self.shape.head_dim
+        scores = self.size.threads * block * (columns + width + 2) * 4
         packed = []
         if self.b != 4:
-            scores += self.size.threads * block * columns * 2
-            packed = [keys * self.kv * self.b] * 2
+            packed = [self.size.threads * columns * (block + width) * 2]
+            packed += [keys * self.kv * self.b] * 2
         with self.tape.temporary(ATTENTION, scores, *packed):
             pass
 
