@@ -114,6 +114,8 @@ class FiniteCheck:
             suspicious = ~torch.isfinite(target.sum(dtype=torch.float32))
         else:
             return
+        if block.placement.slot.nonzero:
+            suspicious = suspicious | (target == 0).any()
         if target.device.type == "cuda":
             self._later.append((block, suspicious))
         elif suspicious.item():
@@ -129,15 +131,22 @@ class FiniteCheck:
         self._later.clear()
 
 
+_DAMAGED = "The checkpoint is damaged or was saved from a diverged run."
+
+
 def _blame(block: Block) -> None:
     values = block.target.float().reshape(-1)
     bad = ~torch.isfinite(values)
     count = int(bad.sum())
+    entry = block.placement.entry
+    if block.placement.slot.nonzero and bool((values == 0).any()):
+        raise ModelError(
+            f"{entry.file}: {entry.name} is 0, and weights are divided by it.", hint=_DAMAGED
+        )
     if count == 0:
         return
-    entry = block.placement.entry
     what = "NaN" if bool(torch.isnan(values).any()) else "Inf"
-    hint = "The checkpoint is damaged or was saved from a diverged run."
+    hint = _DAMAGED
     if what == "Inf" and block.target.dtype is torch.float16 and entry.dtype != "F16":
         hint = "The values do not fit float16: use --dtype bfloat16."
     raise ModelError(

@@ -39,6 +39,7 @@ class Slot:
         exact: the checkpoint's dtype must be the target's (packed data); otherwise any floating
             dtype is converted.
         broadcast: the checkpoint's tensor is a single number; every element of the target gets it.
+        nonzero: that number divides, so it must not be 0.
         fill: what `fill_random` writes: "normal" (mean 0, `std`), "bytes" (uniform), or a constant.
         std: standard deviation of "normal".
     """
@@ -47,6 +48,7 @@ class Slot:
     target: torch.Tensor
     exact: bool = False
     broadcast: bool = False
+    nonzero: bool = False
     fill: str | float = "normal"
     std: float = 0.02
 

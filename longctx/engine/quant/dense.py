@@ -63,10 +63,27 @@ class DenseLinear(Linear):
             self.bias = nn.Parameter(torch.empty(shape[0], dtype=dtype, device=device), False)
 
     def slots(self) -> list[Slot]:
-        views = self.weight.detach().split(self.sizes)
+        views = self.weight.detach().split(self.sizes, 0)
         weights = [Slot(f"{n}.weight", v) for n, v in zip(self.names, views, strict=True)]
         bias = None if self.bias is None else self.bias.detach()
         return weights + bias_slots(self.names, self.sizes, bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return functional.linear(x, self.weight, self.bias)
+
+
+class SplitLinear(Linear):
+    """Projections of one input whose formats differ: each computes, the outputs are concatenated."""
+
+    def __init__(self, layers: Sequence[Linear]) -> None:
+        super().__init__()
+        self.layers = list(layers)
+        self._registered = nn.ModuleList(layers)
+        self.in_features = layers[0].in_features
+        self.out_features = sum(layer.out_features for layer in layers)
+
+    def slots(self) -> list[Slot]:
+        return [slot for layer in self.layers for slot in layer.slots()]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([layer(x) for layer in self.layers], dim=-1)
