@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from longctx.prompts.backends import Backend
@@ -70,7 +70,13 @@ def fit(backend: Backend, build: Build, wanted: int, per_token: float) -> Fitted
             continue
         anchor = starts[max(0, cut - _ANCHOR)]
         estimate = amount - (end - starts[cut])
-        for found in _tries(backend, build, wanted, estimate, anchor, text, len(ids)):
+        # Cutting a long token in two gives many short ones: also try where tokens begin.
+        places = set(range(max(0, estimate - _NEAR), estimate + _NEAR + 1))
+        places |= {
+            amount - (end - at) for at in starts[max(0, cut - _NEAR) : cut + _NEAR] if at >= begin
+        }
+        near = sorted(places, key=lambda place: abs(place - estimate))
+        for found in _tries(backend, build, wanted, near, anchor, text, len(ids)):
             if len(found.ids) == wanted:
                 return found
             if len(best.ids) < len(found.ids) < wanted:
@@ -80,14 +86,23 @@ def fit(backend: Backend, build: Build, wanted: int, per_token: float) -> Fitted
 
 
 def _tries(
-    backend: Backend, build: Build, wanted: int, estimate: int, anchor: int, text: str, tokens: int
+    backend: Backend,
+    build: Build,
+    wanted: int,
+    amounts: Sequence[int],
+    anchor: int,
+    text: str,
+    tokens: int,
 ) -> Iterator[Fitted]:
-    """Texts cut near `estimate` that seem to have the count, nearest first; at last the nearest below."""
+    """Texts of these amounts that seem to have the count, in order; at last the best below it.
+
+    Args:
+        text: a text of `tokens` tokens that has its beginning, up to `anchor`, in common with them.
+    """
     head = text[:anchor]
     before = tokens - len(backend.encode(text[anchor:]))
     below: tuple[int, str, int] | None = None  # tokens, text, amount
-    near = range(max(0, estimate - _NEAR), estimate + _NEAR + 1)
-    for amount in sorted(near, key=lambda n: abs(n - estimate)):
+    for amount in amounts:
         for filler in _FILLERS:
             candidate = build(amount, filler)[0]
             if not candidate.startswith(head):
