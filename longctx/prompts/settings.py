@@ -39,13 +39,15 @@ class ScriptSettings:
     """One conversation.
 
     Args:
-        target_tokens: tokens that the conversation holds at its end: every segment and every
-            answer at its full length; the closing marker of the last answer is not sent.
+        target_tokens: tokens that the conversation holds at its end, if the answer to the question
+            is the secrets and an end marker; the closing text after it is not sent.
         chunk_tokens: haystack tokens of a reference turn.
         secrets: what is hidden and asked for.
         haystack: a UTF-8 file, or None for the text that ships.
         texts: the sentences of the three kinds of turns.
         answer_tokens: limits of the answers.
+        max_tokens: the conversation never holds more (the positions of the model), whatever is
+            answered; None for no such limit.
     """
 
     target_tokens: int = 16_000
@@ -54,11 +56,12 @@ class ScriptSettings:
     haystack: Path | None = None
     texts: PromptTexts = field(default_factory=lambda: TEXTS["en"])
     answer_tokens: AnswerTokens = AnswerTokens()
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True)
 class PlannedTurn:
-    """A turn as it will be if every answer takes its full length.
+    """A turn as it will be if every answer takes the tokens that are reserved for it.
 
     Args:
         index: from 0.
@@ -67,6 +70,8 @@ class PlannedTurn:
             its wrapping, the header of the answer.
         context_tokens: tokens of the conversation after them; this turn's own answer is not in it.
         max_new_tokens: the limit of the answer.
+        reserved_tokens: what the plan counts for the answer: its limit, but for the question the
+            length of the right answer.
         haystack_tokens: how many of the new tokens come from the haystack (with hidden secrets).
     """
 
@@ -75,6 +80,7 @@ class PlannedTurn:
     new_tokens: int
     context_tokens: int
     max_new_tokens: int
+    reserved_tokens: int
     haystack_tokens: int = 0
 
 
@@ -89,6 +95,7 @@ class Turn:
             header. They follow the stream so far, of which the last generated id may not yet be in
             the model's cache.
         max_new_tokens: the limit of the answer.
+        reserved_tokens: as in `PlannedTurn`.
         user_text: the user's words, for people.
         haystack_tokens: how many of the ids come from the haystack (with hidden secrets).
     """
@@ -97,6 +104,7 @@ class Turn:
     kind: str
     prefix_ids: tuple[int, ...]
     max_new_tokens: int
+    reserved_tokens: int
     user_text: str
     haystack_tokens: int = 0
 
@@ -142,6 +150,11 @@ def check(settings: ScriptSettings, special: dict[str, int]) -> None:
                 )
         if not text.strip():
             raise UsageError(f"The {name} text is empty.")
+    if settings.max_tokens is not None and settings.target_tokens > settings.max_tokens:
+        raise UsageError(
+            f"A target of {settings.target_tokens:,} tokens is beyond {settings.max_tokens:,}.",
+            hint=f"Give --target-tokens {settings.max_tokens} or less.",
+        )
     for text in (own.inject, own.reference, own.question, *(s.text for s in settings.secrets)):
         for mark in special:
             if mark in text:

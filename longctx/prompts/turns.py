@@ -20,12 +20,11 @@ _SAMPLE = 2_000  # characters of the haystack that are counted to guess how many
 class TurnScript:
     """Deals the turns of one conversation and keeps its canonical stream.
 
-    The stream is every turn's `prefix_ids` followed by every generated id. With full-length
-    answers its length at the end is `target_tokens` exactly; an answer that stops early makes the
-    chunks that are still to come longer by as much. What cannot be made up for is what the answers
-    of the last reference turn and of the question leave unused (and one token where the last
-    reference answer is the end marker itself): the conversation then ends that much below.
-    It never ends above the target.
+    The stream is every turn's `prefix_ids` followed by every generated id. When the question is
+    answered with the secrets and an end marker, its length is `target_tokens` exactly. An answer
+    that stops early makes the chunks that are still to come longer by as much. What cannot be made
+    up for: what the last reference answer leaves unused of its limit (and one token where it is
+    the end marker itself), and what the last answer is shorter or longer than the right one.
 
     A reference turn holds `chunk_tokens` tokens of haystack, hidden secrets included. The last one
     is cut; where the rest would be too small for a turn of its own, it is stretched by that rest
@@ -55,6 +54,9 @@ class TurnScript:
         self._asked = False
         self._wrapping: dict[int, int] = {}
         self._early = [s.text for s in settings.secrets if s.depth == 0.0]
+        expected = self._tokens(", ".join(s.text for s in settings.secrets))
+        expected += tokenizer.end_id is not None
+        self._expected = min(expected, settings.answer_tokens.question)
         self._inject_text = "\n".join(self._sentence(text) for text in self._early)
         self._check_target()
         self._plan = self._planned()
@@ -64,7 +66,7 @@ class TurnScript:
     # -- what will be ---------------------------------------------------------------------------
 
     def preview(self) -> list[PlannedTurn]:
-        """All turns, assuming full-length answers; no haystack is tokenised for it."""
+        """All turns, each with the answer that is reserved; no haystack is tokenised for it."""
         return list(self._plan)
 
     @property
@@ -109,15 +111,16 @@ class TurnScript:
         if self._asked:
             return None
         if self._index == 0 and self._early:
-            turn = self._fixed_turn(INJECT, self._inject_text, self.settings.answer_tokens.inject)
+            limit = self.settings.answer_tokens.inject
+            turn = self._fixed_turn(INJECT, self._inject_text, limit, limit)
         else:
             chunk = self._next_chunk(len(self._stream), self._references + 1)
             if chunk > 0:
                 self._references += 1
                 turn = self._reference_turn(chunk)
             else:
-                question = self.settings.texts.question
-                turn = self._fixed_turn(QUESTION, question, self.settings.answer_tokens.question)
+                question, limit = self.settings.texts.question, self.settings.answer_tokens.question
+                turn = self._fixed_turn(QUESTION, question, limit, self._expected)
                 self._asked = True
                 self._haystack.close()
         highest = max(turn.prefix_ids)
@@ -202,7 +205,7 @@ class TurnScript:
 
     def _question_tokens(self) -> int:
         text = self._wrap(self.settings.texts.question, first=False)
-        return self._tokens(text) + self.settings.answer_tokens.question
+        return self._tokens(text) + self._expected
 
     def _reference_tokens(self, n: int, first: bool = False) -> int:
         """Tokens of reference turn n without haystack, with its answer."""
@@ -234,20 +237,23 @@ class TurnScript:
         turns: list[PlannedTurn] = []
         tokens = n = 0
 
-        def add(kind: str, new: int, answer: int, haystack: int = 0) -> None:
+        def add(kind: str, new: int, limit: int, reserved: int, haystack: int = 0) -> None:
             nonlocal tokens
-            turns.append(PlannedTurn(len(turns), kind, new, tokens + new, answer, haystack))
-            tokens += new + answer
+            context = tokens + new
+            if settings.max_tokens is not None:
+                limit = min(limit, settings.max_tokens - context)
+            turns.append(PlannedTurn(len(turns), kind, new, context, limit, reserved, haystack))
+            tokens = context + reserved
 
         if self._early:
             text = self._wrap(self._inject_text, first=True)
-            add(INJECT, self._tokens(text), answers.inject)
+            add(INJECT, self._tokens(text), answers.inject, answers.inject)
         while chunk := self._next_chunk(tokens, n + 1):
             n += 1
             wrapping = self._reference_tokens(n, first=tokens == 0) - answers.reference
-            add(REFERENCE, wrapping + chunk, answers.reference, chunk)
+            add(REFERENCE, wrapping + chunk, answers.reference, answers.reference, chunk)
         text = self._wrap(settings.texts.question, first=False)
-        add(QUESTION, self._tokens(text), answers.question)
+        add(QUESTION, self._tokens(text), answers.question, self._expected)
         return turns
 
     # -- texts ----------------------------------------------------------------------------------
@@ -266,9 +272,12 @@ class TurnScript:
         chat = self.tokenizer.chat
         return (chat.first if first else chat.next) + text + chat.header
 
-    def _fixed_turn(self, kind: str, text: str, answer: int) -> Turn:
+    def _fixed_turn(self, kind: str, text: str, limit: int, reserved: int) -> Turn:
         ids = self.tokenizer.encode(self._wrap(text, first=not self._stream))
-        return Turn(self._index, kind, self._without_end(ids), answer, text)
+        prefix = self._without_end(ids)
+        if self.settings.max_tokens is not None:
+            limit = min(limit, self.settings.max_tokens - len(self._stream) - len(prefix))
+        return Turn(self._index, kind, prefix, limit, reserved, text)
 
     def _without_end(self, ids: Sequence[int]) -> tuple[int, ...]:
         return tuple(ids[1:] if self._merged() else ids)
@@ -298,7 +307,9 @@ class TurnScript:
         self._note_haystack(hiding, fitted.amount)
         inner = fitted.text[start : len(fitted.text) - len(after)]
         text = self._reference_text(n, inner)
-        return Turn(self._index, REFERENCE, self._without_end(fitted.ids), answer, text, chunk)
+        return Turn(
+            self._index, REFERENCE, self._without_end(fitted.ids), answer, answer, text, chunk
+        )
 
     def _characters_per_token(self) -> float:
         if self._per_token is None:

@@ -33,7 +33,7 @@ def test_a_vocabulary_below_the_bytes_is_refused() -> None:
         load_tokenizer(None, 257)
 
 
-@given(st.text())
+@given(st.text().filter(lambda text: "<|im_" not in text))
 def test_bytes_survive_the_round_trip_and_know_where_characters_begin(text: str) -> None:
     backend = ByteBackend()
     ids, starts = backend.encode_with_starts(text)

@@ -50,7 +50,7 @@ def word(tokenizer: Tokenizer) -> int:
 
 def full(tokenizer: Tokenizer) -> Answer:
     token = word(tokenizer)
-    return lambda turn: [token] * turn.max_new_tokens
+    return lambda turn: [token] * turn.reserved_tokens
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +95,7 @@ def test_a_conversation_lands_on_its_target(
     limits: tuple[int, int, int],
     seed: int,
 ) -> None:
-    """Full answers end on the target exactly; early ends below it by what the last ones left unused."""
+    """Planned answers end on the target exactly, others off it by what the last two differ."""
     if any(depths) and chunk < 200:
         chunk = 200  # a hidden sentence needs the room
     tokenizer = tokenizers[name]
@@ -122,7 +122,7 @@ def test_a_conversation_lands_on_its_target(
     assert [(p.kind, p.new_tokens, p.haystack_tokens) for p in plan] == [
         (u.kind, len(u.prefix_ids), u.haystack_tokens) for u in turns
     ]
-    assert plan[-1].context_tokens + limits[2] == target
+    assert plan[-1].context_tokens + plan[-1].reserved_tokens == target
     assert script.retokenised_difference() is None
     references = [u.haystack_tokens for u in turns if u.kind == "reference"]
     assert all(r == chunk for r in references[:-1])
@@ -139,7 +139,7 @@ def test_a_conversation_lands_on_its_target(
         if len(answer) < turn.max_new_tokens and source.random() < 0.7:
             answer.append(tokenizer.end_id if tokenizer.end_id is not None else token)
         ended = bool(answer) and answer[-1] == tokenizer.end_id
-        unused.append(turn.max_new_tokens - len(answer) + (1 if ended else 0))
+        unused.append(turn.reserved_tokens - len(answer) + (1 if ended else 0))
         return answer
 
     script = TurnScript(chosen, tokenizer)
@@ -284,6 +284,35 @@ def test_several_secrets_share_a_first_turn_and_are_all_asked_for(
     assert [s["found"] for s in recall["secrets"]] == [True, False, True]
     assert script.score("AAA-1 BBB-2 CCC-3")["passed"] is True
     assert script.score("AAA-1 BBB-2 CCC-3", scored=False)["passed"] is None
+
+
+def test_the_right_answer_lands_on_the_target(tokenizers: dict[str, Tokenizer]) -> None:
+    for name in ALL:
+        tokenizer = tokenizers[name]
+        script = TurnScript(ScriptSettings(3000, 700), tokenizer)
+
+        def right(turn: Turn, tokenizer: Tokenizer = tokenizer) -> list[int]:
+            if turn.kind == "question":
+                return [*tokenizer.encode("GEMINI-CODE-7788"), tokenizer.end_id or 0]
+            return [word(tokenizer)]
+
+        turns = drive(script, right)
+        assert len(script.stream) == 3000
+        assert turns[-1].max_new_tokens == 50
+
+
+def test_the_answer_never_passes_the_positions_of_the_model(
+    tokenizers: dict[str, Tokenizer],
+) -> None:
+    tokenizer = tokenizers["none"]
+    token = word(tokenizer)
+    for most, held in ((3000, 3000), (3010, 3010), (9999, 3033)):  # 50 - 17 beyond the target
+        script = TurnScript(ScriptSettings(3000, 700, max_tokens=most), tokenizer)
+        assert script.preview()[-1].max_new_tokens == held - script.preview()[-1].context_tokens
+        drive(script, lambda turn: [token] * turn.max_new_tokens)
+        assert len(script.stream) == held
+    with pytest.raises(UsageError, match=r"3,000 tokens is beyond 2,999"):
+        TurnScript(ScriptSettings(3000, 700, max_tokens=2999), tokenizer)
 
 
 def test_a_hidden_secret_without_room_says_which_chunk_would_do(
