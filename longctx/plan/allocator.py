@@ -115,6 +115,21 @@ class CachingAllocator:
         self.reserved_bytes -= given
         return given
 
+    def idle_copy(self) -> CachingAllocator:
+        """An independent copy of an allocator of which nothing is in use.
+
+        Raises:
+            ValueError: something is allocated.
+        """
+        if self.allocated_bytes:
+            raise ValueError(f"{self.allocated_bytes} bytes are in use")
+        other = CachingAllocator(self.cap_bytes)
+        for small, blocks in self._free.items():
+            for size, _, _ in blocks:
+                other._put(other._block(size, small))
+        other.reserved_bytes = other.reserved_peak_bytes = self.reserved_bytes
+        return other
+
     def reset_peaks(self) -> None:
         """Peaks start again from what is held now."""
         self.allocated_peak_bytes = self.allocated_bytes

@@ -15,7 +15,7 @@ from longctx.plan.trace import Tape
 from longctx.shapes import ModelShape
 
 # A turn of very many steps is walked in this many, evenly chosen, always with the last ones.
-MOST_STEPS = 400
+MOST_STEPS = 128
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,10 @@ class Simulation:
 
     def copy(self) -> Simulation:
         """An independent continuation from here."""
-        return copy.deepcopy(self)
+        other = copy.copy(self)
+        if self.allocator is not None:
+            other.allocator = self.allocator.idle_copy()
+        return other
 
     def _replay(self, tape: Tape) -> None:
         if self.allocator is None:
