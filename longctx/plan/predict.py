@@ -12,7 +12,7 @@ from longctx.shapes import ModelShape
 
 DEFAULT_STEP = {"cpu": 512, "cuda": 4096}
 # A worker that has imported torch and done nothing else, by device: see docs/plan.md.
-PROCESS_BYTES = {"cpu": 330_000_000, "cuda": 700_000_000}
+PROCESS_BYTES = {"cpu": 290_000_000, "cuda": 700_000_000}
 
 
 class PlannedTurnLike(Protocol):

@@ -10,12 +10,16 @@ from typing import Any
 
 from longctx.plan.allocator import CachingAllocator
 from longctx.plan.formulas import step_size
+from longctx.plan.heap import Heap
 from longctx.plan.step import StepSize, record_step
 from longctx.plan.trace import Tape
 from longctx.shapes import ModelShape
+from longctx.units import MIB
 
 # A turn of very many steps is walked in this many, evenly chosen, always with the last ones.
 MOST_STEPS = 128
+# glibc trims the heap only when more than twice its largest mmap threshold is free at the top.
+HEAP_KEEPS = 2 * 32 * MIB
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Moment:
 
     Args:
         live: cause -> bytes of the step that holds most.
-        reserved: what the allocator holds at its peak; on a CPU the same as live.
+        reserved: what the allocator holds at its peak.
     """
 
     live: dict[str, int]
@@ -50,8 +54,8 @@ def _tape(shape: ModelShape, size: StepSize) -> tuple[Tape, dict[str, int]]:
 class Simulation:
     """A worker's memory beside weights and KV cache, through one conversation.
 
-    On CUDA the tensors go through the caching allocator's double, so that what earlier turns left
-    behind counts. On a CPU freed memory goes back, and a turn's peak is its largest step.
+    The tensors go through a double of the allocator: PyTorch's caching allocator on CUDA, the C
+    library's heap on a CPU. So what earlier steps and turns left behind counts.
 
     Args:
         release: give the cached memory back after every turn (`--release turn`).
@@ -71,37 +75,34 @@ class Simulation:
         self.words = (dtype, attention, device, kv_dtype)
         self.cuda = device.startswith("cuda")
         self.release = release
-        self.allocator = CachingAllocator() if self.cuda else None
+        self.allocator: CachingAllocator | Heap = CachingAllocator() if self.cuda else Heap()
         self._last: tuple[int, ...] = ()
 
     def turn(self, steps: Sequence[tuple[int, int]]) -> Moment:
         """Runs one turn's steps of (context, new tokens), then releases if asked to."""
         best: dict[str, int] = {}
-        if self.allocator is not None:
-            self.allocator.reset_peaks()
-        for context, new in chosen(steps, MOST_STEPS if self.cuda else 2):
+        self.allocator.reset_peaks()
+        for context, new in chosen(steps, MOST_STEPS):
             tape, peak = _tape(self.shape, step_size(new, context, *self.words))
             if sum(peak.values()) > sum(best.values()):
                 best = peak
             self._replay(tape)
-        reserved = sum(best.values())
-        if self.allocator is not None:
-            reserved = self.allocator.reserved_peak_bytes
-            if self.release:
-                self.allocator.empty_cache()
-                self._last = ()
-        return Moment(dict(best), max(reserved, sum(best.values())))
+        reserved = self.allocator.reserved_peak_bytes
+        if self.release:
+            self.allocator.empty_cache()
+            self._last = ()
+        live = sum(best.values())
+        if not self.cuda:  # long-lived small blocks pin what could have been trimmed
+            reserved = max(reserved, live + min(live, HEAP_KEEPS))
+        return Moment(dict(best), max(reserved, live))
 
     def copy(self) -> Simulation:
         """An independent continuation from here."""
         other = copy.copy(self)
-        if self.allocator is not None:
-            other.allocator = self.allocator.idle_copy()
+        other.allocator = self.allocator.idle_copy()
         return other
 
     def _replay(self, tape: Tape) -> None:
-        if self.allocator is None:
-            return
         sizes = tuple(size for _, size in tape.events)
         if sizes == self._last:  # the same requests once more find their blocks free again
             return
