@@ -12,7 +12,7 @@ from typing import Any
 
 from longctx.errors import UsageError
 from longctx.report.text import count, gb, number, per_second, printable, rate, seconds
-from longctx.report.verdict import STATUS_WORDS, Summary, judge, part, turns_of
+from longctx.report.verdict import STATUS_WORDS, Summary, judge, part, prefilled, turns_of
 
 TURN_COLUMNS = (
     "index", "kind", "new_tokens", "computed_tokens", "context_tokens", "prefill_s",
@@ -28,9 +28,7 @@ def turn_rows(summary: Summary) -> list[dict[str, Any]]:
     rows = []
     for turn in turns_of(summary):
         values = {**part(turn, "allocator"), **turn}
-        values["prefill_tokens_per_s"] = per_second(
-            turn.get("computed_tokens"), turn.get("prefill_s")
-        )
+        values["prefill_tokens_per_s"] = per_second(prefilled(turn), turn.get("prefill_s"))
         rows.append({name: values.get(name) for name in TURN_COLUMNS})
     return rows
 

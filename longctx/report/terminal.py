@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from longctx.report.text import count, gb, gb_digits, per_second, printable, rate, seconds
-from longctx.report.verdict import Summary, judge, part, turns_of
+from longctx.report.verdict import Summary, judge, part, prefilled, turns_of
 
 SHOWN_TURNS = 14  # a longer table keeps its head, its tail, the peak, and the turn of a stop
 _HEAD, _TAIL = 4, 6
@@ -110,7 +110,7 @@ def _columns(turns: Sequence[Mapping[str, Any]], digits: int, width: int) -> lis
         return lambda turn: gb(turn.get(key), digits, unit=False)
 
     def speed(turn: Mapping[str, Any]) -> str:
-        return rate(per_second(turn.get("computed_tokens"), turn.get("prefill_s")))
+        return rate(per_second(prefilled(turn), turn.get("prefill_s")))
 
     columns: list[tuple[str, Any]] = [
         ("\nturn", name),

@@ -94,4 +94,8 @@ def printable(text: Any, limit: int | None = None, encoding: str = "utf-8") -> s
 
 
 def _unsafe(char: str) -> bool:
+    if (
+        char in "\u200c\u200d"
+    ):  # joiners: parts of Persian words and of emoji, harmless by themselves
+        return False
     return unicodedata.category(char) in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}

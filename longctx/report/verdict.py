@@ -62,6 +62,12 @@ def turns_of(summary: Summary) -> list[Mapping[str, Any]]:
     return [turn for turn in value if isinstance(turn, Mapping)] if isinstance(value, list) else []
 
 
+def prefilled(turn: Mapping[str, Any]) -> Any:
+    """Tokens of a turn's prefill: without the generated ids that were fed, where the record tells."""
+    tokens = turn.get("prefill_tokens")
+    return turn.get("computed_tokens") if tokens is None else tokens
+
+
 def context_reached(summary: Summary) -> float | None:
     """Tokens in the finished part: `context_tokens`, or those of the last turn with a figure."""
     reached = number(summary.get("context_tokens"))

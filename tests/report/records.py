@@ -261,7 +261,8 @@ def make_summary(directory: str = "longctx-runs/test", **options: Any) -> dict[s
                   "time_to_first_token_s": 0.213, "wall_s": events[-1]["t_s"]},
         "guard": {
             "stopped_by": stop, "reason": "116.02 GB used, ceiling 116.00 GB" if stop else None,
-            "at_turn": 4 if stop else None, "samples": len(by_name.get("sample", [])), "sample_gap_max_s": 0.021,
+            "at_turn": 4 if stop else None,
+            "samples": len(by_name.get("sample", [])), "sample_gap_max_s": 0.021,
         },
         "record": {"events": f"{directory}/events.jsonl", "summary": f"{directory}/summary.json"},
     }  # fmt: skip

@@ -1,0 +1,275 @@
+"""The sections of the page about one run, each from a summary and its timeline."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from longctx.report import charts
+from longctx.report.blocks import Code, Details, Pairs, Section, Table, Text
+from longctx.report.export import turn_rows
+from longctx.report.postmortem import explain
+from longctx.report.text import count, duration, gb, number, printable, rate, seconds
+from longctx.report.timeline import Timeline
+from longctx.report.verdict import Summary, part, recall_text, turns_of
+from longctx.units import format_bytes
+
+
+def run_sections(summary: Summary, timeline: Timeline) -> list[Section]:
+    """Every section in reading order; those without content are left to the caller to drop."""
+    speed = charts.speed_chart([("prefill", summary, timeline)])
+    return [
+        Section("timeline", "Memory over time", memory_blocks(summary, timeline)),
+        Section("turns", "Turns", [turn_table(summary)] if turns_of(summary) else []),
+        Section("peak", "What the peak is made of", peak_blocks(summary)),
+        Section("depth", "Speed against depth", [speed] if speed else []),
+        Section("recall", "Recall", recall_blocks(summary)),
+        Section("machine", "Machine and model", machine_blocks(summary)),
+        Section("settings", "Settings", settings_blocks(summary)),
+        Section("stop", "Before the stop", stop_blocks(summary, timeline)),
+        Section("again", "Run it again", again_blocks(summary)),
+    ]
+
+
+def memory_blocks(summary: Summary, timeline: Timeline) -> list[Any]:
+    """The timeline, or why there is none, and what the sampling was."""
+    chart = charts.memory_chart(summary, timeline)
+    if chart is None:
+        return [Text("No samples of memory are on the record: there is no curve to draw.", "quiet")]
+    guard, source = part(summary, "guard"), part(summary, "limits").get("source")
+    lines = f"{count(guard.get('samples'))} samples, longest gap {duration(guard.get('sample_gap_max_s'))}."
+    if source:
+        lines += f" Ceiling: {printable(source)}."
+    return [chart, Text(lines, "quiet")]
+
+
+def turn_table(summary: Summary) -> Table:
+    """Every turn with its tokens, times, predicted and measured peak, and what was released."""
+    rows, turns = turn_rows(summary), turns_of(summary)
+    reserved = any(row["reserved_peak_bytes"] is not None for row in rows)
+    header = [
+        "turn", "kind", "new tokens", "computed", "context", "prefill s", "tokens/s", "first token s",
+        "decode s", "predicted peak GB", "measured peak GB", "error", "after GB", "released GB",
+    ]  # fmt: skip
+    if reserved:
+        header += ["allocated peak GB", "reserved peak GB", "split blocks GB"]
+    body = []
+    for row in rows:
+        cells = [
+            str(row["index"]), printable(row["kind"] or "n/a", 20), count(row["new_tokens"]),
+            count(row["computed_tokens"]), count(row["context_tokens"]), seconds(row["prefill_s"]),
+            rate(row["prefill_tokens_per_s"]), seconds(row["time_to_first_token_s"]),
+            seconds(row["decode_s"]), _size(row["predicted_peak_bytes"]), _size(row["peak_used_bytes"]),
+            error_of(row["predicted_peak_bytes"], row["peak_used_bytes"]),
+            _size(row["used_after_bytes"]), _size(row["released_bytes"]),
+        ]  # fmt: skip
+        if reserved:
+            names = ("allocated_peak_bytes", "reserved_peak_bytes", "inactive_split_bytes")
+            cells += [_size(row[name]) for name in names]
+        body.append(cells)
+    peak_turn, stop_turn = (
+        part(summary, "memory").get("peak_turn"),
+        part(summary, "guard").get("at_turn"),
+    )
+    places = {turn.get("index"): place for place, turn in enumerate(turns)}
+    return Table(
+        "Turns; the turn of the peak stands out. Error: predicted over measured peak.",
+        header,
+        body,
+        left=2,
+        strong=frozenset(
+            {places[peak_turn]} if peak_turn is not None and peak_turn in places else ()
+        ),
+        bad=frozenset({places[stop_turn]} if stop_turn is not None and stop_turn in places else ()),
+    )
+
+
+def _size(value: Any) -> str:
+    return gb(value, 3, unit=False)
+
+
+def error_of(predicted: Any, measured: Any) -> str:
+    """How far the prediction was above (+) or below (-) the measurement: `+3.0 %`."""
+    high, low = number(predicted), number(measured)
+    return f"{(high / low - 1) * 100:+.1f} %" if high is not None and low else "n/a"
+
+
+def peak_blocks(summary: Summary) -> list[Any]:
+    """The stacked chart by turn, and the table of parts of the turn with the highest prediction."""
+    chart = charts.parts_chart(summary)
+    memory, plan = part(summary, "memory"), part(summary, "plan")
+    if chart is None:
+        known = [
+            ("before the run", memory.get("baseline_used_bytes")),
+            ("weights", memory.get("weight_bytes")),
+            ("KV cache", memory.get("kv_bytes")),
+            ("peak", memory.get("peak_used_bytes")),
+        ]
+        pairs = [(name, gb(value, 3)) for name, value in known if number(value) is not None]
+        return [Pairs(pairs)] if pairs else []
+    blocks: list[Any] = [chart]
+    if plan.get("cause"):
+        blocks.append(Text(printable(plan["cause"])))
+    turns = [t for t in plan.get("turns") or [] if isinstance(t, Mapping) and part(t, "parts")]
+    top = max(turns, key=lambda turn: number(turn.get("predicted_peak_bytes")) or 0.0)
+    total = number(top.get("predicted_peak_bytes"))
+    rows = [
+        (
+            charts.part_name(name),
+            gb(size, 3, unit=False),
+            _share(size, total),
+        )
+        for name, size in sorted(part(top, "parts").items(), key=lambda kv: -(number(kv[1]) or 0.0))
+    ]
+    rows.append(("predicted peak", gb(total, 3, unit=False), "100 %"))
+    caption = f"Parts of the highest predicted peak, turn {top.get('index')}"
+    table = Table(caption, ["part", "GB", "share"], rows, strong=frozenset({len(rows) - 1}))
+    return [*blocks, table]
+
+
+def _share(size: Any, total: float | None) -> str:
+    known = number(size)
+    return "n/a" if known is None or not total else f"{known / total * 100:.1f} %"
+
+
+def recall_blocks(summary: Summary) -> list[Any]:
+    """Every secret with its depth and whether it was found, and the answer."""
+    recall = part(summary, "recall")
+    secrets = [s for s in recall.get("secrets") or [] if isinstance(s, Mapping)]
+    if not secrets:
+        return [Text(recall_text(summary)[:1].upper() + recall_text(summary)[1:] + ".", "quiet")]
+    rows = [
+        (
+            printable(s.get("expected", "n/a"), 120),
+            _depth(s.get("depth")),
+            "yes" if s.get("found") else "no",
+        )
+        for s in secrets
+    ]
+    bad = frozenset(place for place, s in enumerate(secrets) if not s.get("found"))
+    scored = bool(recall.get("scored"))
+    blocks: list[Any] = [
+        Table("Secrets", ["secret", "depth", "found"], rows, bad=bad if scored else frozenset())
+    ]
+    if not scored:
+        blocks.append(Text("Not scored: random weights cannot recall.", "quiet"))
+    if recall.get("answer") is not None:
+        blocks.append(Pairs([("answer", printable(recall["answer"], 400))], wide=True))
+    return blocks
+
+
+def _depth(value: Any) -> str:
+    share = number(value)
+    return "n/a" if share is None else f"{share:.2f}"
+
+
+def stop_blocks(summary: Summary, timeline: Timeline) -> list[Any]:
+    """The postmortem's sentence and the last seconds, for a run that ended early."""
+    report = explain(timeline, summary)
+    if report.cause is None or not (timeline.last or timeline.samples):
+        return []
+    blocks: list[Any] = [Text(report.cause), Pairs(report.facts, wide=True)]
+    chart = charts.tail_chart(summary, timeline)
+    if chart is not None:
+        blocks.append(chart)
+    if report.samples:
+        rows = [(f"{before:.3f}", gb(used, 3, unit=False)) for before, used in report.samples]
+        table = Table("The last samples", ["seconds before the stop", "GB in use"], rows)
+        blocks.append(Details("The last samples as a table", [table]))
+    return blocks
+
+
+def machine_blocks(summary: Summary) -> list[Any]:
+    """Host, pools, limits, and the model's shape."""
+    host, model, limits = part(summary, "host"), part(summary, "model"), part(summary, "limits")
+    rows = [
+        (name.replace("_", " "), _plain(host[name]))
+        for name in host
+        if name not in {"pools", "gpus"}
+    ]
+    for pool in host.get("pools") or []:
+        if isinstance(pool, Mapping):
+            kind = printable(pool.get("kind") or "")
+            rows.append(
+                (f"pool {printable(pool.get('name'), 24)}", f"{gb(pool.get('total_bytes'))} {kind}")
+            )
+    for gpu in host.get("gpus") or []:
+        if isinstance(gpu, Mapping):
+            rows.append(("GPU", f"{printable(gpu.get('name'), 60)}, {gb(gpu.get('total_bytes'))}"))
+    rows += [
+        ("soft limit", gb(limits.get("soft_bytes"))),
+        ("ceiling", gb(limits.get("ceiling_bytes"))),
+        ("longctx", printable(summary.get("version") or "n/a")),
+    ]
+    shape = [
+        (name.replace("_", " "), _model_value(name, value))
+        for name, value in model.items()
+        if value is not None and not isinstance(value, dict | list)
+    ]
+    blocks: list[Any] = [Pairs(rows)]
+    return [*blocks, Details("The model", [Pairs(shape)])] if shape else blocks
+
+
+def _model_value(name: str, value: Any) -> str:
+    if name.endswith("_bytes") or name == "kv_bytes_per_token":
+        return format_bytes(int(value)) if number(value) is not None else "n/a"
+    if name == "load_s":
+        return duration(value)
+    return _plain(value)
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "n/a"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return count(value)
+    if isinstance(value, list):
+        return ", ".join(_plain(item) for item in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{printable(key)}: {_plain(item)}" for key, item in value.items())
+    return printable(value, 300)
+
+
+def settings_blocks(summary: Summary) -> list[Any]:
+    """Settings that were given, with their source; the defaults are folded."""
+    config, sources = part(summary, "config"), part(summary, "config_sources")
+    rows = [
+        (name, _setting(value), printable(sources.get(name) or "n/a"))
+        for name, value in config.items()
+    ]
+    given = [row for row in rows if row[2] != "default"]
+    rest = [row for row in rows if row[2] == "default"]
+    header = ["setting", "value", "source"]
+    blocks: list[Any] = []
+    if given:
+        blocks.append(Table("Settings that were given", header, given, left=3))
+    if rest:
+        table = Table("Settings left at their defaults", header, rest, left=3)
+        blocks.append(Details(f"{len(rest)} settings left at their defaults", [table]))
+    return blocks
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return "none" if value is None else _plain(value)
+
+
+def again_blocks(summary: Summary) -> list[Any]:
+    """The exact command line of the run."""
+    argv = summary.get("argv")
+    return [Code(command_line(argv))] if isinstance(argv, list) and argv else []
+
+
+def command_line(argv: Sequence[Any]) -> str:
+    """argv as a command to paste; the program's own path becomes `longctx`."""
+    words = [str(word) for word in argv]
+    if PurePath(words[0]).name in {"longctx", "__main__.py"}:
+        words[0] = "longctx"
+    elif words[0] in {"run", "compare", "sweep", "find-max"}:
+        words.insert(0, "longctx")
+    return printable(shlex.join(words))
