@@ -52,7 +52,8 @@ def fit(backend: Backend, build: Build, wanted: int, per_token: float) -> Fitted
     """
     empty = build(0, "")[0]
     best = Fitted(backend.encode(empty), empty, 0)
-    amount = max(0, round((wanted - len(best.ids)) * per_token * 1.06) + _NEAR)
+    fixed = len(best.ids)
+    amount = max(0, round((wanted - fixed) * per_token * 1.06) + _NEAR)
     for _ in range(_ROUNDS):
         text, begin, end = build(amount, "")
         ids, starts = backend.encode_with_starts(text)
@@ -62,6 +63,8 @@ def fit(backend: Backend, build: Build, wanted: int, per_token: float) -> Fitted
         if excess < 0:
             if len(ids) > len(best.ids):
                 best = Fitted(ids, text, amount)
+            grown = len(ids) - fixed
+            per_token = max(per_token, amount / grown) if grown > 0 else 2 * per_token
             amount += round(-excess * per_token * 1.1) + _NEAR
             continue
         cut = bisect_left(starts, end) - excess

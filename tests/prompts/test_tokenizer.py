@@ -55,6 +55,19 @@ def test_the_fast_byte_table_gives_what_the_library_gives(text: str, byte_file: 
     assert max(fast.special.values()) < fast.size
 
 
+def test_limits_that_a_tokenizer_file_carries_are_lifted(bpe_file: Path, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    limited = Tokenizer.from_file(str(bpe_file))
+    limited.enable_truncation(10)
+    limited.enable_padding(length=30)
+    limited.save(str(tmp_path / "tokenizer.json"))
+    text = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    backend = open_backend(tmp_path / "tokenizer.json")
+    assert backend.decode(backend.encode(text), True) == text
+    assert len(backend.encode("one")) < 5
+
+
 def test_a_real_bpe_is_no_byte_table(bpe_file: Path) -> None:
     assert isinstance(open_backend(bpe_file), FileBackend)
 
