@@ -83,3 +83,21 @@ def test_the_derived_segments_give_the_template_s_own_rendering(name: str) -> No
 def test_a_template_that_cannot_be_cut_says_why(template: str, reason: str) -> None:
     with pytest.raises(TemplateError, match=reason):
         derive_format(template, MARKS)
+
+
+@pytest.mark.parametrize("name", ["QWEN3", "QWEN25", "LLAMA31", "MISTRAL"])
+def test_templates_render_as_transformers_renders_them(name: str) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    texts = ["one {{ two }}", "  three\n", "<b>&amp;", "五", "six"]
+    roles = ("user", "assistant")
+    talk = [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
+    template = getattr(t, name)
+    rendered, _ = render_jinja_template(
+        conversations=[talk],
+        chat_template=template,
+        add_generation_prompt=True,
+        enable_thinking=False,
+        **MARKS,
+    )
+    assert render(compile_template(template), texts, MARKS) == rendered[0]
