@@ -10,16 +10,16 @@ from longctx.engine.quant import triton_code
 DEQUANTIZE_BLOCK = 1024
 
 
-def rows_config(rows: int, words: int) -> tuple[int, int, int]:
-    """(output rows, 32-bit words per row, warps) that one program handles.
+Config = tuple[int, int, int, int]
 
-    One warp reads 128 words (512 bytes) of a row at a time. Narrow matrices take few rows per
-    program so that there are enough programs to keep every multiprocessor reading.
+
+def rows_config(rows: int, groups: int) -> Config:
+    """(output rows, groups of columns, warps, unrolled steps) of one program.
+
+    One warp takes a few rows, 32 groups at a time: no lane idles on the usual widths, and several
+    steps' loads are under way at once, which is what a matrix of a few megabytes needs.
     """
-    block_words = 128 if words >= 128 else triton.next_power_of_2(words)
-    if rows >= 8192:
-        return 8, block_words, 2
-    return 4, block_words, 1
+    return (4 if rows < 16_384 else 8), 32, 1, 4
 
 
 def nvfp4_rows(
@@ -29,7 +29,7 @@ def nvfp4_rows(
     global_scale: torch.Tensor,
     divide: bool,
     bias: torch.Tensor | None,
-    config: tuple[int, int, int] | None = None,
+    config: Config | None = None,
 ) -> torch.Tensor:
     """x [m, k] times NVFP4 weights: [m, n] in x's dtype, accumulated in float32.
 
@@ -38,14 +38,14 @@ def nvfp4_rows(
         packed: uint8 [n, k / 2]; scale: e4m3 [n, k / 16]; global_scale: float32 [n].
         config: overrides `rows_config`.
     """
-    n, words = packed.shape[0], packed.shape[1] // 4
+    n, groups = packed.shape[0], packed.shape[1] // 8
     x, source, pairs = _activations(x)
     out = x.new_empty(x.shape[0], n)
-    block_n, block_w, warps = config or rows_config(n, words)
+    block_n, block_g, warps, unroll = config or rows_config(n, groups)
     triton_code.nvfp4_rows_kernel[(triton.cdiv(n, block_n), x.shape[0])](
-        source, packed.view(torch.int32), scale.view(torch.uint8), global_scale, bias, out,
-        n, words, source.stride(0), DIVIDE=divide, PAIRS=pairs, BIAS=bias is not None,
-        BLOCK_N=block_n, BLOCK_W=block_w, num_warps=warps,
+        source, packed.view(torch.int64), scale.view(torch.uint8), global_scale, bias, out,
+        n, groups, source.stride(0), 1, DIVIDE=divide, PAIRS=pairs, BIAS=bias is not None,
+        BLOCK_N=block_n, BLOCK_G=block_g, UNROLL=unroll, num_warps=warps,
     )  # fmt: skip
     return out
 
@@ -57,7 +57,7 @@ def fp8_rows(
     scale_row: torch.Tensor,
     block_columns: int,
     bias: torch.Tensor | None,
-    config: tuple[int, int, int] | None = None,
+    config: Config | None = None,
 ) -> torch.Tensor:
     """x [m, k] times e4m3 weights [n, k], k and block_columns multiples of 4: [m, n] in x's dtype.
 
@@ -65,14 +65,15 @@ def fp8_rows(
         scale: float32; scale_row: int32 [n], the row of `scale` that a weight row uses.
         block_columns: columns that share a scale.
     """
-    n, words = weight.shape[0], weight.shape[1] // 4
+    n, groups = weight.shape[0], weight.shape[1] // 4
     x, source, pairs = _activations(x)
     out = x.new_empty(x.shape[0], n)
-    block_n, block_w, warps = config or rows_config(n, words)
+    block_n, block_g, warps, unroll = config or rows_config(n, groups)
     triton_code.fp8_rows_kernel[(triton.cdiv(n, block_n), x.shape[0])](
         source, weight.view(torch.int32), scale, scale_row, bias, out,
-        n, words, source.stride(0), scale.shape[1], block_columns // 4,
-        PAIRS=pairs, BIAS=bias is not None, BLOCK_N=block_n, BLOCK_W=block_w, num_warps=warps,
+        n, groups, source.stride(0), 1, scale.shape[1], block_columns // 4,
+        PAIRS=pairs, BIAS=bias is not None,
+        BLOCK_N=block_n, BLOCK_G=block_g, UNROLL=unroll, num_warps=warps,
     )  # fmt: skip
     return out
 

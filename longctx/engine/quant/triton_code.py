@@ -1,9 +1,10 @@
 """Triton kernels on packed weights: multiply a few rows, or dequantise a block of a layer.
 
-Four-bit and eight-bit floats become float32 by moving their bits to where float32 keeps sign,
-exponent and mantissa. What comes out is the value times a power of two (2^-126 for e2m1, 2^-120 for
-e4m3; the smallest are float32 subnormals, still exact), and that power is put back by the
-activations and at the end. This takes four integer operations a weight and no table.
+Four-bit and eight-bit floats become bf16 by moving their bits to where bf16 keeps sign, exponent
+and mantissa, two values in one 32-bit word, and float32 by one more shift or mask: three integer
+operations a weight, and no table. What comes out is the value times a power of two (2^-126 for
+e2m1, 2^-120 for e4m3; the smallest are float32 subnormals, still exact). The activations are scaled
+up so that products stay in the normal range, and what is left of the power is put back once.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -13,9 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Activations are scaled up by 2^100, which keeps every product in float32's normal range for
-# |x| < 2^27, and what is left is put back once per output.
-_UP = tl.constexpr(2.0**100)
+_UP = tl.constexpr(2.0**100)  # products of activations below 2^27 stay in range
 _E2M1_REST = tl.constexpr(2.0**26)
 _E4M3_REST = tl.constexpr(2.0**20)
 _E2M1_WHOLE = tl.constexpr(2.0**126)
@@ -23,68 +22,112 @@ _E4M3_WHOLE = tl.constexpr(2.0**120)
 
 
 @triton.jit
-def _nibble(word, j: tl.constexpr):
-    """Value j (0..7, lowest bits first) of an int32 of eight e2m1 values, times 2^-126."""
-    if 4 * j <= 22:
-        size = (word << (22 - 4 * j)) & 0x01C00000
+def _e2m1_pair(word, j: tl.constexpr):
+    """Values j and j + 4 of an int32 of eight e2m1 values, as two bf16 (low, high) in an int32."""
+    if 4 * j <= 6:
+        size = (word << (6 - 4 * j)) & 0x01C001C0
     else:
-        size = (word >> (4 * j - 22)) & 0x01C00000
-    sign = (word << (28 - 4 * j)) & -2147483648
-    return (size | sign).to(tl.float32, bitcast=True)
+        size = (word >> (4 * j - 6)) & 0x01C001C0
+    return size | ((word << (12 - 4 * j)) & -2147450880)  # the signs, bits 31 and 15
 
 
 @triton.jit
-def _octet(word, j: tl.constexpr):
-    """Value j (0..3, lowest bits first) of an int32 of four e4m3 values, times 2^-120."""
-    if 8 * j <= 20:
-        size = (word << (20 - 8 * j)) & 0x07F00000
-    else:
-        size = (word >> (8 * j - 20)) & 0x07F00000
-    sign = (word << (24 - 8 * j)) & -2147483648
-    return (size | sign).to(tl.float32, bitcast=True)
+def _e4m3_pair(word, j: tl.constexpr):
+    """Values j and j + 2 of an int32 of four e4m3 values, as two bf16 (low, high) in an int32."""
+    if j == 0:
+        return ((word << 4) & 0x07F007F0) | ((word << 8) & -2147450880)
+    return ((word >> 4) & 0x07F007F0) | (word & -2147450880)
 
 
 @triton.jit
-def _activations(x, at, ok, PAIRS: tl.constexpr):
-    """Two neighbouring activations as float32 x 2^100; `x` is int32 (two bf16) or a float pointer.
+def _low(pair):
+    """The bf16 in the low half of an int32, as float32."""
+    return (pair << 16).to(tl.float32, bitcast=True)
 
-    at: the index of the pair.
+
+@triton.jit
+def _high(pair):
+    """The bf16 in the high half of an int32, as float32."""
+    return (pair & -65536).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _two_activations(x, at, ok, PAIRS: tl.constexpr):
+    """Activations 2 at and 2 at + 1 as float32 x 2^100, each [1, columns].
+
+    x: int32 (two bf16 each), or a float pointer.
     """
     if PAIRS:
         both = tl.load(x + at, mask=ok, other=0)
-        even = (both << 16).to(tl.float32, bitcast=True)
-        odd = (both & -65536).to(tl.float32, bitcast=True)
+        even = _low(both)
+        odd = _high(both)
     else:
         even = tl.load(x + 2 * at, mask=ok, other=0.0).to(tl.float32)
         odd = tl.load(x + 2 * at + 1, mask=ok, other=0.0).to(tl.float32)
-    return even * _UP, odd * _UP
+    return (even * _UP)[None, :], (odd * _UP)[None, :]
 
 
 @triton.jit
+def _eight_e2m1(part, word, x, at, ok, PAIRS: tl.constexpr):
+    """part + the products of the eight values in `word` with activations 2 at .. 2 at + 7."""
+    x0, x1 = _two_activations(x, at, ok, PAIRS)
+    x2, x3 = _two_activations(x, at + 1, ok, PAIRS)
+    x4, x5 = _two_activations(x, at + 2, ok, PAIRS)
+    x6, x7 = _two_activations(x, at + 3, ok, PAIRS)
+    pair = _e2m1_pair(word, 0)
+    part += _low(pair) * x0
+    part += _high(pair) * x4
+    pair = _e2m1_pair(word, 1)
+    part += _low(pair) * x1
+    part += _high(pair) * x5
+    pair = _e2m1_pair(word, 2)
+    part += _low(pair) * x2
+    part += _high(pair) * x6
+    pair = _e2m1_pair(word, 3)
+    part += _low(pair) * x3
+    part += _high(pair) * x7
+    return part
+
+
+@triton.jit
+def _four_e4m3(part, word, x, at, ok, PAIRS: tl.constexpr):
+    """part + the products of the four values in `word` with activations 2 at .. 2 at + 3."""
+    x0, x1 = _two_activations(x, at, ok, PAIRS)
+    x2, x3 = _two_activations(x, at + 1, ok, PAIRS)
+    pair = _e4m3_pair(word, 0)
+    part += _low(pair) * x0
+    part += _high(pair) * x2
+    pair = _e4m3_pair(word, 1)
+    part += _low(pair) * x1
+    part += _high(pair) * x3
+    return part
+
+
+# `one` is 1, but the compiler must not know: it would give each thread several neighbouring words,
+# and activations, which lie further apart, would then have to cross shared memory to meet them.
+@triton.jit(do_not_specialize=["one"])
 def nvfp4_rows_kernel(
-    x, packed, scale, global_scale, bias, out, n, words, x_stride,
+    x, packed, scale, global_scale, bias, out, n, groups, x_stride, one,
     DIVIDE: tl.constexpr, PAIRS: tl.constexpr, BIAS: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
+    """One program: BLOCK_N outputs of activation row program_id(1); a group is 16 columns."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1)
     row_ok = rows < n
     x += m * x_stride
-    total = tl.zeros((BLOCK_N, BLOCK_W), dtype=tl.float32)
-    for start in range(0, words, BLOCK_W):
-        column = start + tl.arange(0, BLOCK_W)
-        ok = column < words
+    total = tl.zeros((BLOCK_N, BLOCK_G), dtype=tl.float32)
+    for start in tl.range(0, groups, BLOCK_G, loop_unroll_factor=UNROLL):
+        group = start + tl.arange(0, BLOCK_G)
+        ok = group < groups
+        at = rows[:, None] * groups + group[None, :] * one
         both_ok = row_ok[:, None] & ok[None, :]
-        word = tl.load(packed + rows[:, None] * words + column[None, :], mask=both_ok, other=0)
-        at = rows[:, None] * (words // 2) + (column // 2)[None, :]
-        bits = tl.load(scale + at, mask=both_ok, other=0).to(tl.int32)
-        group = _octet(bits, 0) * _E4M3_WHOLE
-        part = tl.zeros((BLOCK_N, BLOCK_W), dtype=tl.float32)
-        for pair in tl.static_range(4):
-            even, odd = _activations(x, column * 4 + pair, ok, PAIRS)
-            part += _nibble(word, 2 * pair) * even[None, :]
-            part += _nibble(word, 2 * pair + 1) * odd[None, :]
-        total += part * group
+        words = tl.load(packed + at, mask=both_ok, other=0)  # int64: the 16 values of a group
+        code = tl.load(scale + at, mask=both_ok, other=0).to(tl.int32)
+        part = tl.zeros((BLOCK_N, BLOCK_G), dtype=tl.float32)
+        part = _eight_e2m1(part, words.to(tl.int32), x, group * 8, ok, PAIRS)
+        part = _eight_e2m1(part, (words >> 32).to(tl.int32), x, group * 8 + 4, ok, PAIRS)
+        total += part * (_low(_e4m3_pair(code, 0)) * _E4M3_WHOLE)
     whole = tl.load(global_scale + rows, mask=row_ok, other=1.0)
     result = tl.sum(total, axis=1) * _E2M1_REST
     result = result / whole if DIVIDE else result * whole
@@ -93,30 +136,29 @@ def nvfp4_rows_kernel(
     tl.store(out + m * n + rows, result.to(out.dtype.element_ty), mask=row_ok)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["one"])
 def fp8_rows_kernel(
-    x, weight, scale, scale_row, bias, out, n, words, x_stride, scale_columns, block_words,
-    PAIRS: tl.constexpr, BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
+    x, weight, scale, scale_row, bias, out, n, groups, x_stride, one, scale_columns, block_groups,
+    PAIRS: tl.constexpr, BIAS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
+    """As `nvfp4_rows_kernel`; a group is 4 columns, and block_groups of them share a scale."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1)
     row_ok = rows < n
     x += m * x_stride
     scale_at = tl.load(scale_row + rows, mask=row_ok, other=0) * scale_columns
-    total = tl.zeros((BLOCK_N, BLOCK_W), dtype=tl.float32)
-    for start in range(0, words, BLOCK_W):
-        column = start + tl.arange(0, BLOCK_W)
-        ok = column < words
+    total = tl.zeros((BLOCK_N, BLOCK_G), dtype=tl.float32)
+    for start in tl.range(0, groups, BLOCK_G, loop_unroll_factor=UNROLL):
+        group = start + tl.arange(0, BLOCK_G)
+        ok = group < groups
         both_ok = row_ok[:, None] & ok[None, :]
-        word = tl.load(weight + rows[:, None] * words + column[None, :], mask=both_ok, other=0)
-        at = scale_at[:, None] + (column // block_words)[None, :]
+        at = rows[:, None] * groups + group[None, :] * one
+        word = tl.load(weight + at, mask=both_ok, other=0)
+        at = scale_at[:, None] + (group // block_groups)[None, :]
         block = tl.load(scale + at, mask=both_ok, other=0.0)
-        part = tl.zeros((BLOCK_N, BLOCK_W), dtype=tl.float32)
-        for pair in tl.static_range(2):
-            even, odd = _activations(x, column * 2 + pair, ok, PAIRS)
-            part += _octet(word, 2 * pair) * even[None, :]
-            part += _octet(word, 2 * pair + 1) * odd[None, :]
-        total += part * block
+        part = tl.zeros((BLOCK_N, BLOCK_G), dtype=tl.float32)
+        total += _four_e4m3(part, word, x, group * 2, ok, PAIRS) * block
     result = tl.sum(total, axis=1) * _E4M3_REST
     if BIAS:
         result += tl.load(bias + rows, mask=row_ok, other=0.0).to(tl.float32)
@@ -127,16 +169,17 @@ def fp8_rows_kernel(
 def nvfp4_dequantize_kernel(
     packed, scale, global_scale, out, columns, DIVIDE: tl.constexpr, BLOCK: tl.constexpr
 ):
+    """One program: BLOCK bytes (2 BLOCK columns) of row program_id(0)."""
     row = tl.program_id(0).to(tl.int64)
     byte = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     ok = byte < columns // 2
     bits = tl.load(packed + row * (columns // 2) + byte, mask=ok, other=0).to(tl.int32)
-    group = tl.load(scale + row * (columns // 16) + byte // 8, mask=ok, other=0).to(tl.int32)
+    code = tl.load(scale + row * (columns // 16) + byte // 8, mask=ok, other=0).to(tl.int32)
     whole = tl.load(global_scale + row)
-    factor = _octet(group, 0) * _E4M3_WHOLE
+    factor = _low(_e4m3_pair(code, 0)) * _E4M3_WHOLE
     factor = tl.div_rn(factor, whole) if DIVIDE else factor * whole
-    even = _nibble(bits, 0) * _E2M1_WHOLE * factor
-    odd = _nibble(bits, 1) * _E2M1_WHOLE * factor
+    even = _low(_e2m1_pair(bits, 0)) * _E2M1_WHOLE * factor
+    odd = _low(_e2m1_pair(bits, 1)) * _E2M1_WHOLE * factor
     column = tl.program_id(1) * (2 * BLOCK) + tl.arange(0, 2 * BLOCK)
     both = tl.interleave(even, odd).to(out.dtype.element_ty)
     tl.store(out + row * columns + column, both, mask=column < columns)
@@ -146,11 +189,12 @@ def nvfp4_dequantize_kernel(
 def fp8_dequantize_kernel(
     weight, scale, scale_row, out, columns, scale_columns, block_columns, BLOCK: tl.constexpr
 ):
+    """One program: BLOCK columns of row program_id(0)."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     ok = column < columns
     bits = tl.load(weight + row * columns + column, mask=ok, other=0).to(tl.int32)
     at = tl.load(scale_row + row) * scale_columns + column // block_columns
     factor = tl.load(scale + at, mask=ok, other=0.0)
-    value = _octet(bits, 0) * _E4M3_WHOLE * factor
+    value = _low(_e4m3_pair(bits, 0)) * _E4M3_WHOLE * factor
     tl.store(out + row * columns + column, value.to(out.dtype.element_ty), mask=ok)

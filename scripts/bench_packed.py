@@ -1,0 +1,88 @@
+"""Times the packed-weight kernels on a CUDA GPU beside a bf16 matmul of the same shape.
+
+One JSON line per shape, format and configuration: median seconds of 50 calls in a CUDA graph over
+enough copies of the weights to defeat the cache, bytes of weights per second, and the same for bf16.
+
+    python scripts/bench_packed.py [--all-configs]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+
+import torch
+
+SHAPES = {"qkv": (6144, 2560), "o": (2560, 4096), "gate_up": (19_456, 2560), "down": (2560, 9728)}
+CONFIGS = [
+    (2, 32, 1, 4), (4, 32, 1, 1), (4, 32, 1, 2), (4, 32, 1, 4), (4, 32, 1, 5), (4, 32, 1, 8),
+    (8, 32, 1, 1), (8, 32, 1, 2), (8, 32, 1, 4), (8, 32, 1, 5), (4, 64, 2, 2), (4, 64, 2, 4),
+    (8, 64, 2, 2), (4, 128, 4, 1), (4, 128, 4, 2), (8, 128, 4, 1), (16, 32, 1, 1), (2, 64, 2, 4),
+]  # fmt: skip
+CACHE_BYTES = 400_000_000
+
+
+def time_graph(calls: list[Callable[[], object]]) -> float:
+    """Median seconds of one call, from graphs that run all `calls` once."""
+    for call in calls[:2]:
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    times = []
+    for _ in range(20):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3 / len(calls))
+    return statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--all-configs", action="store_true", help="try every configuration")
+    all_configs = parser.parse_args().all_configs
+    from longctx.engine.quant import kernels
+
+    device = torch.cuda.get_device_name()
+    for name, (n, k) in SHAPES.items():
+        x = torch.randn(1, k, device="cuda", dtype=torch.bfloat16)
+        copies = max(2, CACHE_BYTES // (n * k * 2))
+        dense = [torch.randn(n, k, device="cuda", dtype=torch.bfloat16) for _ in range(copies)]
+        base_s = time_graph([lambda w=w: torch.nn.functional.linear(x, w) for w in dense])
+        line = {"device": device, "layer": name, "rows": n, "columns": k}
+        print(json.dumps({**line, "format": "bf16", "call_s": base_s,
+                          "bytes_per_s": n * k * 2 / base_s}), flush=True)  # fmt: skip
+        del dense
+        copies = max(2, CACHE_BYTES // (n * k // 2))
+        packed = [torch.randint(0, 256, (n, k // 2), dtype=torch.uint8, device="cuda")
+                  for _ in range(copies)]  # fmt: skip
+        scale = torch.ones(n, k // 16, device="cuda").to(torch.float8_e4m3fn)
+        whole = torch.ones(n, device="cuda")
+        weight = [torch.ones(n, k, device="cuda").to(torch.float8_e4m3fn)
+                  for _ in range(max(2, CACHE_BYTES // (n * k)))]  # fmt: skip
+        grid = torch.ones((n + 127) // 128, (k + 127) // 128, device="cuda")
+        row = (torch.arange(n, device="cuda") // 128).int()
+        for config in CONFIGS if all_configs else [None]:
+            four = time_graph([
+                lambda p=p, c=config: kernels.nvfp4_rows(x, p, scale, whole, False, None, c)
+                for p in packed
+            ])  # fmt: skip
+            eight = time_graph([
+                lambda w=w, c=config: kernels.fp8_rows(x, w, grid, row, 128, None, c)
+                for w in weight
+            ])  # fmt: skip
+            for kind, seconds, size in (("nvfp4", four, n * k * 9 // 16), ("fp8", eight, n * k)):
+                print(json.dumps({**line, "format": kind, "config": config, "call_s": seconds,
+                                  "bytes_per_s": size / seconds, "of_bf16_time": seconds / base_s,
+                                  }), flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

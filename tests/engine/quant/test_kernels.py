@@ -1,0 +1,91 @@
+"""The kernels give what the formulas give: on a GPU, and on a CPU by Triton's interpreter."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.engine.quant import kernel_cases
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_TRITON, reason="needs Triton, which PyTorch for CUDA brings")
+def test_the_interpreter_computes_what_the_formulas_say() -> None:
+    run = subprocess.run(
+        [sys.executable, str(Path(kernel_cases.__file__))],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("ok ") == len(list(kernel_cases.small_cases()))
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize(("name", "arguments"), list(kernel_cases.small_cases()))
+def test_odd_sizes_on_the_gpu(name: str, arguments: tuple) -> None:
+    getattr(kernel_cases, name)("cuda", *arguments)
+
+
+# The matrices of a 4-billion-parameter model: fused qkv, output, gate and up, down.
+SHAPES = [(6144, 2560), (2560, 4096), (19_456, 2560), (2560, 9728)]
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+@pytest.mark.parametrize("m", [1, 4])
+def test_real_sizes_on_the_gpu(n: int, k: int, m: int) -> None:
+    kernel_cases.nvfp4_case("cuda", m, n, k, True, torch.bfloat16, False)
+    kernel_cases.nvfp4_case("cuda", m, n, k, False, torch.bfloat16, False)
+    kernel_cases.fp8_case("cuda", m, n, k, 128, torch.bfloat16, False)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("weight_format", ["nvfp4", "fp8"])
+def test_a_layer_gives_the_same_for_few_rows_and_for_many(weight_format: str) -> None:
+    """One row goes through the kernel, 64 rows through the scratch: rows agree up to rounding."""
+    from longctx.engine.loading import fill_random
+    from longctx.engine.quant import LinearFactory
+
+    factory = LinearFactory(None, torch.bfloat16, torch.device("cuda"), weight_format)
+    layer = factory.make([("q", 512), ("k", 128), ("v", 128)], 1024)
+    fill_random(layer.slots())
+    x = torch.randn(64, 1024, device="cuda", dtype=torch.bfloat16)
+    many = layer(x)
+    few = torch.cat([layer(row[None]) for row in x])
+    exact = x.double() @ layer.dequantize().double().T
+    assert (many - exact).abs().max() < 0.02 * exact.abs().max()
+    assert (few - exact).abs().max() < 0.02 * exact.abs().max()
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("weight_format", ["nvfp4", "fp8"])
+def test_decode_rows_can_be_captured_in_a_cuda_graph(weight_format: str) -> None:
+    from longctx.engine.loading import fill_random
+    from longctx.engine.quant import LinearFactory
+
+    factory = LinearFactory(None, torch.bfloat16, torch.device("cuda"), weight_format)
+    layer = factory.make([("o", 2560)], 4096)
+    fill_random(layer.slots())
+    x = torch.randn(1, 4096, device="cuda", dtype=torch.bfloat16)
+    layer(x)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = layer(x)
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    assert torch.equal(out, layer(x))
