@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -55,7 +56,7 @@ def main() -> None:
         x = torch.randn(1, k, device="cuda", dtype=torch.bfloat16)
         copies = max(2, CACHE_BYTES // (n * k * 2))
         dense = [torch.randn(n, k, device="cuda", dtype=torch.bfloat16) for _ in range(copies)]
-        base_s = time_graph([lambda w=w: torch.nn.functional.linear(x, w) for w in dense])
+        base_s = time_graph([partial(torch.nn.functional.linear, x, w) for w in dense])
         line = {"device": device, "layer": name, "rows": n, "columns": k}
         print(json.dumps({**line, "format": "bf16", "call_s": base_s,
                           "bytes_per_s": n * k * 2 / base_s}), flush=True)  # fmt: skip
@@ -71,11 +72,11 @@ def main() -> None:
         row = (torch.arange(n, device="cuda") // 128).int()
         for config in CONFIGS if all_configs else [None]:
             four = time_graph([
-                lambda p=p, c=config: kernels.nvfp4_rows(x, p, scale, whole, False, None, c)
+                partial(kernels.nvfp4_rows, x, p, scale, whole, False, None, config)
                 for p in packed
             ])  # fmt: skip
             eight = time_graph([
-                lambda w=w, c=config: kernels.fp8_rows(x, w, grid, row, 128, None, c)
+                partial(kernels.fp8_rows, x, w, grid, row, 128, None, config)
                 for w in weight
             ])  # fmt: skip
             for kind, seconds, size in (("nvfp4", four, n * k * 9 // 16), ("fp8", eight, n * k)):
