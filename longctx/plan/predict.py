@@ -9,10 +9,12 @@ from typing import Protocol
 from longctx.plan.formulas import kv_bytes, scratch_bytes, weight_bytes
 from longctx.plan.simulate import Moment, Simulation
 from longctx.shapes import ModelShape
+from longctx.units import MB
 
 DEFAULT_STEP = {"cpu": 512, "cuda": 4096}
-# A worker that has imported torch and done nothing else, by device: see docs/plan.md.
-PROCESS_BYTES = {"cpu": 290_000_000, "cuda": 700_000_000}
+# What a worker takes of its pool before it has loaded anything, by kind of pool (docs/plan.md).
+# host: torch imported and warmed up. gpu: CUDA context and libraries. unified: both.
+PROCESS_BYTES = {"host": 290 * MB, "gpu": 700 * MB, "unified": 1_400 * MB}
 
 
 class PlannedTurnLike(Protocol):
@@ -132,6 +134,15 @@ def new_simulation(shape: ModelShape, settings: PlanSettings) -> Simulation:
     )
 
 
+def worker_process_bytes(device: str, pool_kind: str | None = None) -> int:
+    """What the bare worker takes of its main pool.
+
+    Args:
+        pool_kind: host, gpu or unified; None means gpu for a CUDA device, else host.
+    """
+    return PROCESS_BYTES[pool_kind or ("gpu" if device.startswith("cuda") else "host")]
+
+
 def resident_parts(
     shape: ModelShape,
     settings: PlanSettings,
@@ -139,10 +150,11 @@ def resident_parts(
     process_bytes: int | None = None,
 ) -> dict[str, int]:
     """What is held from loading to the end: cause -> bytes."""
-    process = PROCESS_BYTES["cuda" if settings.cuda else "cpu"]
+    if process_bytes is None:
+        process_bytes = worker_process_bytes(settings.device)
     return {
         "baseline": baseline_used_bytes,
-        "process": process if process_bytes is None else process_bytes,
+        "process": process_bytes,
         "weights": weight_bytes(shape, settings.dtype, settings.weight_format),
         "kv_cache": kv_bytes(shape, settings.capacity_tokens, settings.kv_dtype),
         "scratch": scratch_bytes(shape, settings.dtype, settings.kv_dtype, settings.weight_format),
