@@ -69,6 +69,15 @@ def prepare_script(config: RunConfig, say: Callable[[str], None]) -> Script:
             f"positions that {model.spec} was made for.",
             hint="Give a smaller target, or --allow-long to go on (answers may be nonsense).",
         )
+    return lay_out(config, model)
+
+
+def lay_out(config: RunConfig, model: ResolvedModel) -> Script:
+    """The turns of the conversation in the model's own tokens.
+
+    Raises:
+        UsageError, ModelError: the tokenizer or a text cannot be used.
+    """
     tokenizer = load_tokenizer(model.folder, model.shape.vocab)
     texts = TEXTS[config.prompt_language]
     settings = ScriptSettings(
