@@ -177,7 +177,8 @@ def shape_from_config(config: Mapping[str, Any], name: str) -> ModelShape:
         else:
             first = config.get("max_window_layers", layers)
             window_layers = tuple(i >= first for i in range(layers))
-    experts = need("num_experts") if family.experts else 0
+    count_key = "num_experts" if "num_experts" in config else "num_local_experts"
+    experts = need(count_key) if family.experts else 0
     dense: tuple[int, ...] = ()
     if experts:
         step = config.get("decoder_sparse_step", 1)
@@ -205,7 +206,7 @@ def shape_from_config(config: Mapping[str, Any], name: str) -> ModelShape:
         experts=experts,
         experts_per_token=need("num_experts_per_tok") if experts else 0,
         expert_intermediate=need("moe_intermediate_size") if experts else 0,
-        norm_topk_prob=bool(config.get("norm_topk_prob", True)),
+        norm_topk_prob=bool(config.get("norm_topk_prob", False)),
         dense_layers=dense,
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from longctx.engine.cache import KV_TORCH_DTYPES
 from longctx.engine.engine import Engine
 from longctx.engine.load import load_model, resolve_device, resolve_dtype
 from longctx.engine.talk import Talk
@@ -50,7 +51,7 @@ class LoadRequest:
             place = resolve_device(str(message.get("device") or "auto"))
             dtype = resolve_dtype(str(message.get("dtype") or "auto"), place)
             kv_dtype = str(message.get("kv_dtype") or "auto")
-            step = message.get("prefill_step") or "auto"
+            step = message.get("prefill_step", "auto")
             attention = str(message.get("attention") or "auto")
             cap = message.get("allocator_cap_bytes")
             request = cls(
@@ -80,6 +81,11 @@ class LoadRequest:
         if self.release not in ("never", "turn"):
             raise UsageError(
                 f"There is no release policy {self.release!r}.", "--release never|turn."
+            )
+        if self.kv_dtype not in KV_TORCH_DTYPES:
+            raise UsageError(
+                f"There is no KV dtype {self.kv_dtype!r}.",
+                hint=f"--kv-dtype: {', '.join(KV_TORCH_DTYPES)}.",
             )
         step = self.prefill_step
         if step != "whole" and not (isinstance(step, int) and step > 0):

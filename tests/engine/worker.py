@@ -70,7 +70,7 @@ class WorkerProcess:
         self.send("hello", protocol=PROTOCOL)
         return self.until("hello", "error")
 
-    def load(self, folder: str, **changes: Any) -> dict[str, Any]:
+    def load(self, folder: str, /, **changes: Any) -> dict[str, Any]:
         """Loads a folder on the CPU in fp32; returns `loaded` or `error`."""
         fields = {
             "model": folder, "folder": folder, "device": "cpu", "dtype": "float32",
