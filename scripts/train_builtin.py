@@ -24,12 +24,12 @@ from scripts.builtin.export import save_checkpoint
 from scripts.builtin.model import ModelConfig, RecallModel, initialise
 from scripts.builtin.text import Pools
 
-SHORTEST = 260
+SHORTEST = 210
 MAX_POSITION = 140_000
 FULL_QUERIES_UP_TO = 2048
 TAIL = 72
 # (share of the training time at which it is reached, largest conversation)
-CURRICULUM = ((0.0, 320), (0.06, 512), (0.14, 2048), (0.22, 8192), (0.32, 32_768), (0.45, 131_072))
+CURRICULUM = ((0.0, 320), (0.05, 512), (0.12, 2048), (0.2, 8192), (0.3, 32_768), (0.42, 131_072))
 STRATA = 3
 
 
@@ -162,6 +162,11 @@ def train(args: argparse.Namespace) -> None:
             seen += batch.ids.size
             bucket = 2 ** round(math.log2(batch.ids.shape[1]))
             window.setdefault(str(bucket), []).append(torch.stack((loss.detach(), exact)))
+        if args.profile and step == 6:
+            with torch.profiler.profile() as profiler:
+                loss_of(model, batch, device, dtype, language)[0].backward()
+                torch.cuda.synchronize()
+            print(profiler.key_averages().table(sort_by="cuda_time_total", row_limit=14, max_name_column_width=60), flush=True)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -214,6 +219,7 @@ def main() -> None:
     parser.add_argument("--log-every", type=float, default=8)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--resume", default=None)
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--plain-init", action="store_true")
     train(parser.parse_args())
 

@@ -52,18 +52,22 @@ class Sample:
 
 
 def random_secret(rng: np.random.Generator) -> bytes:
-    """Mostly 2-4 groups of 3-6 of A-Z0-9 joined by '-'; a fifth has other forms."""
+    """Three quarters are 2-4 groups of 3-6 of A-Z0-9 joined by '-'; the rest has other forms."""
     kind = rng.random()
 
     def draw(alphabet: str, low: int, high: int) -> str:
         letters = np.array(list(alphabet))
         return "".join(rng.choice(letters, rng.integers(low, high + 1)))
 
-    if kind < 0.8:
-        groups = []
+    def words(joint: str, low: int, high: int) -> str:
+        count = rng.integers(low, high + 1)
+        return joint.join(draw(string.ascii_lowercase, 2, 7) for _ in range(count))
+
+    if kind < 0.74:
+        groups: list[str] = []
         for _ in range(rng.integers(2, 5)):
             style = rng.random()
-            if groups and style < 0.12:
+            if groups and style < 0.15:
                 again = list(groups[rng.integers(len(groups))])
                 if rng.random() < 0.5:
                     again[rng.integers(len(again))] = UPPER[rng.integers(36)]
@@ -72,21 +76,27 @@ def random_secret(rng: np.random.Generator) -> bytes:
                 groups.append(draw(string.ascii_uppercase, 3, 6))
             elif style < 0.45:
                 groups.append(draw(string.digits, 3, 6))
+            elif style < 0.5:
+                groups.append(UPPER[rng.integers(36)] * int(rng.integers(2, 7)))
             else:
                 groups.append(draw(UPPER, 3, 6))
         return "-".join(groups).encode()
-    if kind < 0.84:
-        return "_".join(draw(string.ascii_lowercase, 3, 7) for _ in range(rng.integers(1, 5))).encode()
-    if kind < 0.88:
+    if kind < 0.77:
+        return words("_", 1, 4).encode()
+    if kind < 0.81:
         return draw(string.ascii_letters + string.digits + "+/=_-", 6, 40).encode()
-    if kind < 0.91:
+    if kind < 0.84:
         return draw(string.digits, 4, 12).encode()
-    if kind < 0.94:
-        return " ".join(draw(string.ascii_lowercase, 2, 7) for _ in range(rng.integers(2, 6))).encode()
+    if kind < 0.86:
+        return (words(".", 1, 2) + "@" + words(".", 2, 2)).encode()
+    if kind < 0.89:
+        return words(" ", 2, 5).encode()
+    if kind < 0.95:
+        return "".join(map(chr, rng.integers(0x4E00, 0x9FA6, rng.integers(2, 14)))).encode()
     if kind < 0.97:
-        low, high = (0x4E00, 0x9FA5)
-        return "".join(map(chr, rng.integers(low, high, rng.integers(3, 13)))).encode()
-    return draw(string.ascii_letters + string.digits + string.punctuation + " ", 6, 40).encode().strip() or b"x"
+        return "".join(map(chr, rng.integers(0x1F300, 0x1F650, rng.integers(2, 8)))).encode()
+    letters = string.ascii_letters + string.digits + string.punctuation + " "
+    return draw(letters, 6, 40).encode().strip() or b"x"
 
 
 _NEAR = {

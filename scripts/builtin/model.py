@@ -70,7 +70,10 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.full((size,), gain))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps)
+        # Spelled out: F.rms_norm's weight gradient is slow for many short rows on CUDA.
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return wide.to(x.dtype) * self.weight.to(x.dtype)
 
 
 def linear(x: Tensor, layer: nn.Linear) -> Tensor:
@@ -101,8 +104,7 @@ class Attention(nn.Module):
         v = heads(linear(x, self.v_proj), c.kv_heads)
         q = rotate(q, cos[:, :, tokens - queries :], sin[:, :, tokens - queries :])
         k = rotate(k, cos, sin)
-        group = c.query_heads // c.kv_heads
-        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+        k, v = self.spread(k), self.spread(v)
         if queries == tokens:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
@@ -110,6 +112,12 @@ class Attention(nn.Module):
                 q, k, v, attn_mask=causal_lower_right(queries, tokens)
             )
         return linear(out.transpose(1, 2).reshape(batch, queries, -1), self.o_proj)
+
+
+    def spread(self, x: Tensor) -> Tensor:
+        """KV heads repeated for the query heads that share them."""
+        group = self.config.query_heads // self.config.kv_heads
+        return x[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2)
 
 
 class MLP(nn.Module):
