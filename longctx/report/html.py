@@ -11,6 +11,7 @@ from typing import Any
 
 from longctx.report.blocks import Chart, Details, Page
 from longctx.report.embed import safe_json
+from longctx.report.text import printable
 
 _SCRIPTS = ("uPlot.iife.min.js", "report.js")
 _STYLES = ("uPlot.min.css", "report.css")
@@ -29,6 +30,7 @@ def render(page: Page) -> str:
     environment = Environment(
         loader=PackageLoader("longctx.report"),
         autoescape=True,
+        finalize=_displayable,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -44,6 +46,13 @@ def render(page: Page) -> str:
         policy=_policy(scripts, style),
         data=safe_json(charts),
     )
+
+
+def _displayable(value: Any) -> Any:
+    """Text without control and direction-changing characters; what is marked safe stays as it is."""
+    if isinstance(value, str) and not hasattr(value, "__html__"):
+        return "\n".join(printable(line) for line in value.split("\n"))
+    return value
 
 
 def charts_of(page: Page) -> Iterator[Chart]:

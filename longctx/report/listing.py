@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from longctx.report.text import count, gb, number, printable
 from longctx.report.verdict import STATUS_WORDS, context_reached, judge, part
 
 UNFINISHED = "unfinished"
+_OWN_NAME = re.compile(r"\d{8}T\d{6}Z-")
 
 
 @dataclass(frozen=True)
@@ -135,35 +137,29 @@ def list_runs(
 
 
 def _table(chosen: list[Entry], folder: Path, console: Console) -> Table:
-    narrow = console.width < 100
+    wide, encoding = console.width >= 100, console.encoding
+    # A run's own name begins with its time: the column would say it twice where there is no room.
+    started = wide or not all(_OWN_NAME.match(Path(entry.path).name) for entry in chosen)
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for title, right in (
-        ("started (UTC)", False), ("result", False), ("mode", False), ("tokens", True),
-        ("peak GB", True), *(() if narrow else (("ceiling GB", True),)), ("run", False),
-    ):  # fmt: skip
-        overflow: Any = "fold" if title == "run" else "ellipsis"
-        table.add_column(
-            title, justify="right" if right else "left", no_wrap=title != "run", overflow=overflow
-        )
-    encoding = console.encoding
+    columns = [("result", False), ("mode", False), ("tokens", True), ("peak GB", True)]
+    columns = ([("started (UTC)", False)] if started else []) + columns
+    for title, right in [*columns, *([("ceiling GB", True)] if wide else [])]:
+        table.add_column(title, justify="right" if right else "left", no_wrap=True)
+    table.add_column("run", overflow="fold")
     for entry in chosen:
         reached, target = count(entry.context_tokens), count(entry.target_tokens)
+        style = {"passed": "green", "failed": "yellow", "interrupted": "yellow"}
         cells = [
-            (entry.time_utc or "n/a")[:16].replace("T", " "),
-            entry.status.replace("_", " "),
-            printable(entry.mode or "n/a", 12, encoding),
-            target if entry.status in {"passed", "failed"} else f"{reached}/{target}",
-            gb(entry.peak_used_bytes, unit=False),
+            Text(entry.status.replace("_", " "), style=style.get(entry.status, "red")),
+            Text(printable(entry.mode or "n/a", 12, encoding)),
+            Text(target if entry.status in {"passed", "failed"} else f"{reached}/{target}"),
+            Text(gb(entry.peak_used_bytes, unit=False)),
         ]
-        if not narrow:
-            cells.append(gb(entry.ceiling_bytes, unit=False))
-        cells.append(printable(_short(entry.path, folder), encoding=encoding))
-        style = {"passed": "green", "failed": "yellow", "interrupted": "yellow"}.get(
-            entry.status, "red"
-        )
-        table.add_row(
-            *(Text(cell, style=style if place == 1 else "") for place, cell in enumerate(cells))
-        )
+        if started:
+            cells.insert(0, Text((entry.time_utc or "n/a")[:16].replace("T", " ")))
+        if wide:
+            cells.append(Text(gb(entry.ceiling_bytes, unit=False)))
+        table.add_row(*cells, Text(printable(_short(entry.path, folder), encoding=encoding)))
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from longctx.report.blocks import Meter, Page, Tile
@@ -51,10 +52,22 @@ def run_subtitle(summary: Summary) -> str:
     """Device, types, attention, and when."""
     config, model = part(summary, "config"), part(summary, "model")
     words = [model.get("device") or config.get("device"), model.get("dtype") or config.get("dtype")]
-    attention = model.get("attention") or config.get("attention")
-    words.append(f"{attention} attention" if attention else None)
-    words.append(summary.get("time_utc"))
+    words.append(f"{config['attention']} attention" if config.get("attention") else None)
+    words.append(when(summary.get("time_utc")))
     return " · ".join(printable(word, 40) for word in words if word)
+
+
+def when(time_utc: Any) -> str | None:
+    """`2026-11-24 09:12 UTC` of an ISO time; the text itself where it is something else."""
+    if not isinstance(time_utc, str):
+        return None
+    try:
+        moment = datetime.fromisoformat(time_utc)
+    except ValueError:
+        return time_utc
+    if moment.tzinfo is not None:
+        moment = moment.astimezone(UTC)
+    return moment.strftime("%Y-%m-%d %H:%M UTC")
 
 
 def footer(summary: Summary) -> str:

@@ -60,7 +60,10 @@ def _title(summary: Summary) -> Text:
         f"{count(config.get('target_tokens'))} tokens",
         printable(model.get("name") or config.get("model") or "model n/a", 40),
     ]
-    for value in (config.get("device"), model.get("dtype") or config.get("dtype")):
+    for value in (
+        model.get("device") or config.get("device"),
+        model.get("dtype") or config.get("dtype"),
+    ):
         if value:
             words.append(printable(value, 16))
     return Text(" · ".join(words), style="bold")

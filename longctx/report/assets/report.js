@@ -118,7 +118,7 @@
     for (const m of spec.marks || []) if (visible(m) && m.value <= high * 2.5) top = Math.max(top, m.value + 0.05 * span);
     u.$above = "";
     for (const line of spec.lines || []) {
-      if (line.value <= top + 3 * span || spec.zero) top = Math.max(top, line.value + room * (line.value - (spec.zero ? 0 : low)));
+      if (line.value <= (spec.zero ? 4 * high : top + 3 * span)) top = Math.max(top, line.value + room * (line.value - (spec.zero ? 0 : low)));
       else if (line.kind === "ceiling") u.$above = line.label;
     }
     return [spec.zero || low < 0.55 * top ? 0 : low - 0.1 * span, top];
@@ -206,9 +206,9 @@
       if (keys[event.key]) { keys[event.key](); event.preventDefault(); return; }
       if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
       event.preventDefault();
-      const way = event.key === "ArrowLeft" ? -1 : 1, wide = u.over.clientWidth;
-      const step = spec.x.whole ? u.valToPos(1, "x") - u.valToPos(0, "x") : wide / 60;
-      const left = u.cursor.left < 0 || u.cursor.left == null ? (way > 0 ? 1 : wide - 1) : Math.max(0, Math.min(wide, u.cursor.left + way * step));
+      const way = event.key === "ArrowLeft" ? -1 : 1, wide = u.over.clientWidth, off = u.cursor.left == null || u.cursor.left < 0;
+      let left = off ? (way > 0 ? 1 : wide - 1) : Math.max(0, Math.min(wide, u.cursor.left + (way * wide) / 60));
+      if (spec.x.whole) left = u.valToPos(x[off ? (way > 0 ? 0 : x.length - 1) : Math.max(0, Math.min(x.length - 1, u.cursor.idx + way))], "x");
       u.setCursor({ left, top: u.over.clientHeight / 3 });
     });
     keysOf(figureElement, spec, u);
