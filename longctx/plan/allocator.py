@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass
+from typing import Any
 
 from longctx.units import MIB
 
@@ -57,7 +58,8 @@ class CachingAllocator:
         self.reserved_peak_bytes = 0
         self.retries = 0
         self._numbers = 0
-        self._free: dict[bool, list[tuple[int, int, _Block]]] = {True: [], False: []}
+        # (size, number, block), sorted; numbers differ, so blocks are never compared
+        self._free: dict[bool, list[Any]] = {True: [], False: []}
 
     def allocate(self, size: int) -> _Block:
         """A block of at least `size` bytes.
@@ -142,7 +144,7 @@ class CachingAllocator:
 
     def _best_fit(self, size: int, small: bool) -> _Block | None:
         blocks = self._free[small]
-        place = bisect_left(blocks, size, key=lambda entry: entry[0])
+        place = bisect_left(blocks, (size,))
         return blocks.pop(place)[2] if place < len(blocks) else None
 
     def _new_segment(self, size: int, small: bool) -> _Block:
@@ -167,11 +169,9 @@ class CachingAllocator:
 
     def _put(self, block: _Block) -> None:
         block.free = True
-        insort(self._free[block.small], (block.size, block.number, block), key=lambda e: e[:2])
+        insort(self._free[block.small], (block.size, block.number, block))
 
     def _take(self, block: _Block) -> None:
         blocks = self._free[block.small]
-        place = bisect_left(blocks, (block.size, block.number), key=lambda e: e[:2])
-        while blocks[place][2] is not block:  # merged blocks may share a number with none: unique
-            place += 1
+        place = bisect_left(blocks, (block.size, block.number))
         del blocks[place]

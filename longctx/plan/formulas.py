@@ -11,11 +11,21 @@ import os
 from dataclasses import dataclass, fields
 from functools import lru_cache
 
-from longctx.plan.step import KV_READ_TOKENS, StepSize, record_step
-from longctx.shapes import DTYPE_BYTES, ModelShape
+from longctx.plan.step import StepSize, record_step
+from longctx.plan.weights import WEIGHT_FORMAT_BYTES, scratch_bytes, weight_bytes
+from longctx.shapes import ModelShape
 
-# NVFP4 keeps two values a byte and one e4m3 scale per 16 columns; FP8 one fp32 scale per 128x128.
-WEIGHT_FORMAT_BYTES = {"nvfp4": 0.5 + 1 / 16, "fp8": 1 + 4 / (128 * 128)}
+__all__ = [
+    "WEIGHT_FORMAT_BYTES",
+    "StepParts",
+    "kv_bytes",
+    "math_attention_bytes",
+    "scratch_bytes",
+    "step_parts",
+    "step_size",
+    "step_transient_bytes",
+    "weight_bytes",
+]
 
 # PyTorch's unfused attention (aten::_scaled_dot_product_attention_math) holds at its peak, per
 # score: the fp32 scores (4 bytes), their softmax (4) and the boolean mask of rows that are masked
@@ -45,34 +55,9 @@ class StepParts:
         return sum(getattr(self, item.name) for item in fields(self))
 
 
-def weight_bytes(shape: ModelShape, dtype: str, weight_format: str | None = None) -> int:
-    """Bytes of the weights: matrices in `weight_format` (None: in `dtype`), the rest in `dtype`."""
-    per_value = WEIGHT_FORMAT_BYTES[weight_format] if weight_format else DTYPE_BYTES[dtype]
-    return (
-        round(shape.linear_parameters() * per_value) + shape.other_parameters() * DTYPE_BYTES[dtype]
-    )
-
-
 def kv_bytes(shape: ModelShape, tokens: int, kv_dtype: str) -> int:
     """Bytes of a KV cache reserved for `tokens`: layers x 2 x kv_heads x head_dim x bytes each."""
     return tokens * shape.kv_bytes_per_token(kv_dtype)
-
-
-def scratch_bytes(
-    shape: ModelShape, dtype: str, kv_dtype: str | None, weight_format: str | None
-) -> int:
-    """Shared scratch that stays: read-back of a packed KV cache, and one dequantised projection.
-
-    KV: 2 x kv_heads x head_dim x 4096 tokens in `dtype`. Weights: the widest fused projection.
-    """
-    b, total = DTYPE_BYTES[dtype], 0
-    if kv_dtype not in (None, dtype):
-        total += 2 * shape.kv_heads * shape.head_dim * KV_READ_TOKENS * b
-    if weight_format:
-        q, kv = shape.query_heads * shape.head_dim, shape.kv_heads * shape.head_dim
-        inner = shape.expert_intermediate if shape.experts else shape.intermediate
-        total += max(q + 2 * kv, 2 * inner) * shape.hidden * b
-    return total
 
 
 def math_attention_bytes(

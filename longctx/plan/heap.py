@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass
+from typing import Any
 
 from longctx.units import KIB, MIB
 
@@ -39,7 +40,7 @@ class Heap:
         self.reserved_peak_bytes = 0
         self._threshold = _FIRST_THRESHOLD
         self._numbers = 0
-        self._free: list[tuple[int, int, _Chunk]] = []
+        self._free: list[Any] = []  # (size, number, chunk), sorted; numbers differ
         self._top = 0  # bytes above the last chunk
         self._last: _Chunk | None = None
 
@@ -73,7 +74,7 @@ class Heap:
                 self._top = 0
         else:
             chunk.free = True
-            insort(self._free, (chunk.size, chunk.number, chunk), key=lambda e: e[:2])
+            insort(self._free, (chunk.size, chunk.number, chunk))
 
     def empty_cache(self) -> int:
         """malloc_trim(0): every free page goes back; the bytes given back."""
@@ -105,7 +106,7 @@ class Heap:
         return _Chunk(size, 0, mapped=True)
 
     def _from_heap(self, size: int) -> _Chunk:
-        place = bisect_left(self._free, size, key=lambda entry: entry[0])
+        place = bisect_left(self._free, (size,))
         if place < len(self._free):
             chunk = self._free.pop(place)[2]
             chunk.free = False
@@ -132,7 +133,7 @@ class Heap:
         else:
             self._last = other
         chunk.after, chunk.size = other, size
-        insort(self._free, (other.size, other.number, other), key=lambda e: e[:2])
+        insort(self._free, (other.size, other.number, other))
 
     def _merge(self, chunk: _Chunk, neighbour: _Chunk) -> None:
         chunk.size += neighbour.size
@@ -149,7 +150,5 @@ class Heap:
         neighbour.free = False
 
     def _take(self, chunk: _Chunk) -> None:
-        place = bisect_left(self._free, (chunk.size, chunk.number), key=lambda e: e[:2])
-        while self._free[place][2] is not chunk:
-            place += 1
+        place = bisect_left(self._free, (chunk.size, chunk.number))
         del self._free[place]

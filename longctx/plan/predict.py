@@ -8,6 +8,7 @@ from typing import Protocol
 
 from longctx.plan.formulas import kv_bytes, scratch_bytes, weight_bytes
 from longctx.plan.simulate import Moment, Simulation
+from longctx.plan.weights import resident_rounding_bytes
 from longctx.shapes import ModelShape
 from longctx.units import MB
 
@@ -157,7 +158,18 @@ def resident_parts(
         "process": process_bytes,
         "weights": weight_bytes(shape, settings.dtype, settings.weight_format),
         "kv_cache": kv_bytes(shape, settings.capacity_tokens, settings.kv_dtype),
-        "scratch": scratch_bytes(shape, settings.dtype, settings.kv_dtype, settings.weight_format),
+        "scratch": scratch_bytes(
+            shape, settings.dtype, settings.kv_dtype, settings.weight_format, settings.device
+        ),
+        "retention": resident_rounding_bytes(
+            shape,
+            settings.dtype,
+            settings.kv_dtype,
+            settings.weight_format,
+            settings.capacity_tokens,
+        )
+        if settings.cuda
+        else 0,
     }
 
 
@@ -172,7 +184,7 @@ def join_parts(resident: dict[str, int], moment: Moment) -> dict[str, int]:
         "attention": moment.live.get("attention", 0),
         "logits": moment.live.get("logits", 0),
         "scratch": resident["scratch"],
-        "retention": moment.retention,
+        "retention": resident["retention"] + moment.retention,
     }
 
 

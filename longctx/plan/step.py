@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from longctx.plan.trace import Tape
+from longctx.plan.weights import KV_READ_TOKENS
 from longctx.shapes import DTYPE_BYTES, ModelShape
 
 ACTIVATIONS, ATTENTION, LOGITS = "activations", "attention", "logits"
-# A packed KV cache is read back through a scratch of this many tokens that all layers share.
-KV_READ_TOKENS = 4096
 # Parts of the unmasked past that are merged at once.
 MERGE_AT_ONCE = 8
 # PyTorch's CPU flash kernel works on blocks of queries by at most this many keys, one per thread.
