@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import sys
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from longctx import __version__
+from longctx.cli.common import print_error
 from longctx.errors import EXIT_ERROR, EXIT_INTERRUPTED, LongctxError
 
 # name -> (module that holds `app`, help line). Modules are imported on use: `--help` stays instant.
@@ -85,9 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         code = app(args=argv, standalone_mode=False, prog_name="longctx")
     except LongctxError as error:
-        print(f"longctx: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"  {error.hint}", file=sys.stderr)
+        print_error(error.message, error.hint)
         sys.exit(error.exit_code)
     except _ClickError as error:
         error.show()
@@ -95,11 +96,32 @@ def main(argv: list[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         print("longctx: interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-    except Exception:
+    except BrokenPipeError:  # the reader of a pipe has gone: not an error of ours, nothing to say
+        _silence_stdout()
+        sys.exit(EXIT_ERROR)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+            _fail_on_stdout(error)
         traceback.print_exc()
         print(
             "longctx: this is a bug in longctx; the traceback above is for its report.",
             file=sys.stderr,
         )
         sys.exit(EXIT_ERROR)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _fail_on_stdout(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail_on_stdout(error: OSError) -> NoReturn:
+    """A full disk behind `> file`: say so, with the exit code of an error."""
+    _silence_stdout()
+    print_error(f"stdout cannot be written: {error.strerror or error}", None)
+    sys.exit(EXIT_ERROR)
+
+
+def _silence_stdout() -> None:
+    """Point stdout at nothing, so that the interpreter's last flush cannot fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import typer
 
 
@@ -13,3 +15,10 @@ def command_app() -> typer.Typer:
         rich_markup_mode="markdown",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+
+
+def print_error(message: str | None, hint: str | None) -> None:
+    """One error for people, on stderr: what went wrong, and what to do."""
+    print(f"longctx: {message or 'unknown error'}", file=sys.stderr)
+    if hint:
+        print(f"  {hint}", file=sys.stderr)

@@ -7,8 +7,9 @@ from typing import Any
 
 import typer
 
-from longctx.cli.common import command_app
+from longctx.cli.common import command_app, print_error
 from longctx.config.flags import ConfigFile, ConfigPath, with_settings
+from longctx.errors import EXIT_USAGE
 
 app = command_app()
 
@@ -28,12 +29,15 @@ def _run(flags: dict[str, Any], config_file: ConfigPath = ConfigFile) -> None:
 
     config, sources = load_config(config_file, flags=flags)
     summary = run_session(config, sources, sys.argv, open_screen(config.quiet))
+    error = summary["error"] or {}
+    if summary["exit_code"] == EXIT_USAGE:
+        print_error(error.get("message"), error.get("hint"))
     if config.json:
         import json
 
         json.dump(summary, sys.stdout, ensure_ascii=False, indent=1)
         print()
-    else:
+    elif summary["exit_code"] != EXIT_USAGE:
         from rich.console import Console
 
         from longctx.report.terminal import print_result

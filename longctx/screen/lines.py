@@ -58,7 +58,7 @@ class LineScreen:
         pass
 
     def turn_done(self, turn: dict[str, Any]) -> None:
-        computed, prefill_s = turn.get("computed_tokens"), turn.get("prefill_s")
+        computed, prefill_s = turn.get("prefill_tokens"), turn.get("prefill_s")
         rate = f"{computed / prefill_s:,.0f} tokens/s, " if computed and prefill_s else ""
         self._say(
             f"turn {turn['index']}/{self._total} {turn['kind']}: {format_tokens(computed)} computed of "

@@ -22,7 +22,7 @@ from longctx.prompts import (
 )
 from longctx.prompts.texts import TEXTS, PromptTexts
 
-CAPACITY_SLACK_TOKENS = 64
+CAPACITY_SLACK_TOKENS = 16
 _FIRST_READ_S = 10.0  # a driver may take this long to start up
 
 
@@ -91,6 +91,7 @@ def lay_out(config: RunConfig, model: ResolvedModel) -> Script:
             question=config.question_text or texts.question,
         ),
         answer_tokens=AnswerTokens(question=config.max_answer_tokens),
+        max_tokens=None if config.allow_long else model.shape.max_positions,
     )
     turns = TurnScript(settings, tokenizer)
     return Script(model, tokenizer, turns, turns.preview())
@@ -149,7 +150,7 @@ def plan_settings(config: RunConfig, model: ResolvedModel, device: str) -> PlanS
             config.prefill_step, attention=config.attention, device=device
         ),
         release=config.release,
-        capacity_tokens=config.target_tokens + CAPACITY_SLACK_TOKENS,
+        capacity_tokens=config.target_tokens + config.max_answer_tokens + CAPACITY_SLACK_TOKENS,
         max_new_tokens=config.max_answer_tokens,
     )
 

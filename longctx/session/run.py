@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from longctx.errors import (
     EXIT_INTERRUPTED,
     EXIT_OUT_OF_MEMORY,
     EXIT_STOPPED,
+    EXIT_USAGE,
     LongctxError,
     MemoryStop,
     OutOfMemory,
@@ -92,6 +94,10 @@ def run_session(
             recorder.write_summary(summary)
             recorder.close()
             screen.close()
+            if code == EXIT_USAGE and config.output_dir is None and not run.started_worker:
+                # Nothing was measured: a mistyped flag should not fill the folder of runs.
+                shutil.rmtree(directory, ignore_errors=True)
+                summary["record"] = dict.fromkeys(summary["record"])
     if bug is not None:
         raise bug
     return summary

@@ -60,6 +60,11 @@ class StressRun:
         self._phase = "prepare"
         self._turn: int | None = None
 
+    @property
+    def started_worker(self) -> bool:
+        """Whether a worker was ever started."""
+        return self._client is not None
+
     def protocol(self) -> tuple[str, int]:
         """Everything from finding the model to scoring the answer; returns status and exit code.
 

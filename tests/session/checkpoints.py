@@ -44,7 +44,10 @@ def write_random_model(
     def norm(size: int) -> torch.Tensor:
         return 1.0 + 0.1 * torch.randn(size, generator=draw)
 
-    tensors = {"model.embed_tokens.weight": matrix(vocab, hidden), "model.norm.weight": norm(hidden)}
+    tensors = {
+        "model.embed_tokens.weight": matrix(vocab, hidden),
+        "model.norm.weight": norm(hidden),
+    }
     for layer in range(layers):
         at = f"model.layers.{layer}."
         tensors |= {

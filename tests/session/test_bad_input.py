@@ -12,9 +12,9 @@ from tests.session.helpers import command, environment, run
 CASES = {
     "an unknown device": (["--device", "tpu"], 2, "tpu"),
     "a chunk of 0 tokens": (["--chunk-tokens", "0"], 2, "--chunk-tokens"),
-    "a target below the fixed turns": (["--target-tokens", "20"], 2, "smallest"),
+    "a target below the fixed turns": (["--target-tokens", "20"], 2, "Give --target-tokens"),
     "a target beyond the positions": (["--target-tokens", "9000000"], 2, "--allow-long"),
-    "a model that is not there": (["--model", "./nowhere"], 1, "nowhere"),
+    "a model that is not there": (["--model", "./nowhere"], 2, "no such folder"),
     "a preset that does not exist": (["--model", "shape:qwen3-5b"], 2, "qwen3-4b"),
     "a ceiling below what is used": (["--ceiling", "1MB"], 2, "ceiling"),
     "a haystack that is not there": (["--haystack", "./none.txt"], 2, "none.txt"),
@@ -32,12 +32,8 @@ def test_bad_input_is_a_message_and_not_a_traceback(case: str, tmp_path: Path) -
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize(
-    ("content", "part"), [(b"", "empty"), (b"abc\xff\xfe", "UTF-8"), (b"  \n ", "empty")]
-)
-def test_a_haystack_that_cannot_be_used_says_why(
-    content: bytes, part: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("content", "part"), [(b"", "empty"), (b"abc\xff\xfe", "UTF-8")])
+def test_a_haystack_that_cannot_be_used_says_why(content: bytes, part: str, tmp_path: Path) -> None:
     (tmp_path / "h.txt").write_bytes(content)
     done = run(tmp_path / "run", "--haystack", str(tmp_path / "h.txt"), "--model", "fake")
     assert done.code == 2
