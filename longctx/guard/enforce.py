@@ -19,6 +19,11 @@ def register_own_child(pid: int) -> None:
     _own_children.add(pid)
 
 
+def is_own_child(pid: int) -> bool:
+    """Whether a child was registered as the supervisor's own."""
+    return pid in _own_children
+
+
 @dataclass(frozen=True)
 class KillReport:
     """What `kill_tree` did.
@@ -40,7 +45,7 @@ class _Hunt:
     """The processes of one tree, found again and again until nothing new turns up."""
 
     pid: int
-    pgid: int
+    pgid: int | None
     marker: str | None
     every_orphan: bool
     since: int
@@ -55,7 +60,7 @@ class _Hunt:
         for root in roots:
             found.update(descendants(table, root))
         for entry in table.values():
-            if entry.group == self.pgid or entry.session == self.pgid:
+            if self.pgid is not None and self.pgid in (entry.group, entry.session):
                 found.add(entry.pid)
             elif entry.parent == me and self._is_orphan(entry):
                 found.add(entry.pid)
@@ -95,7 +100,7 @@ def kill_group(pgid: int) -> bool:
 
 def kill_tree(
     pid: int,
-    pgid: int,
+    pgid: int | None,
     marker: str | None = None,
     every_orphan: bool = False,
     wait_s: float = 0.0,
@@ -112,6 +117,8 @@ def kill_tree(
     Children found this way are reaped, except `pid` itself: its exit status belongs to the caller.
 
     Args:
+        pgid: the worker's own process group; None where it shares the supervisor's: then the
+            worker itself goes first.
         wait_s: 0 for the sampler's thread: signals are sent and nothing is waited for. Otherwise
             the walk is repeated until nothing alive is left, for at most so long.
         started: the worker's start time in clock ticks, where it is known from before.
@@ -120,9 +127,11 @@ def kill_tree(
     worker = process(pid)
     if started is None:
         started = worker.started if worker is not None else 0
-    hunt = _Hunt(pid, pgid, marker, every_orphan, started, {pid: started} if worker else {})
-    # What has left the group is found through its parents, so they are looked up while they live.
-    kill_group(pgid)
+    hunt = _Hunt(pid, pgid, marker, every_orphan, started, {pid: started})
+    if pgid is not None:
+        kill_group(pgid)
+    elif worker is not None and worker.started == started:
+        _kill(pid)
     killed: set[int] = set()
     alive = hunt.find()
     while True:

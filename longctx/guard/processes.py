@@ -89,9 +89,13 @@ def descendants(table: dict[int, Process], ancestor: int) -> list[int]:
 
 
 def has_marker(pid: int, marker: str, root: str = "/proc") -> bool:
-    """Whether a process was started with `LONGCTX_TREE=marker` in its environment."""
+    """Whether a process was started inside the tree `marker` (one guard may run inside another)."""
     try:
         content = Path(f"{root}/{pid}/environ").read_bytes()
     except OSError:
         return False
-    return f"{TREE_VARIABLE}={marker}".encode() in content.split(b"\0")
+    for entry in content.split(b"\0"):
+        name, _, value = entry.partition(b"=")
+        if name == TREE_VARIABLE.encode():
+            return marker.encode() in value.split(b":")
+    return False

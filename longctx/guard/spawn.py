@@ -6,8 +6,7 @@ import contextlib
 import ctypes
 import os
 import signal
-import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,11 +38,16 @@ def worker_spawn_settings(env: Mapping[str, str] | None = None) -> SpawnSettings
     unsafe beside threads), so the death signal is set by the worker itself. The kernel ties that
     signal to the thread that started the worker: start it from the main thread.
     """
-    marker = uuid.uuid4().hex
+    marker = os.urandom(12).hex()
     environment = dict(os.environ if env is None else env)
-    environment[TREE_VARIABLE] = marker
+    environment[TREE_VARIABLE] = joined_marker(environment.get(TREE_VARIABLE), marker)
     environment[PARENT_VARIABLE] = str(os.getpid())
     return SpawnSettings({"start_new_session": True, "env": environment}, marker)
+
+
+def joined_marker(outer: str | None, marker: str) -> str:
+    """The value of LONGCTX_TREE inside a tree that may itself be guarded."""
+    return f"{outer}:{marker}" if outer else marker
 
 
 def enter_worker(parent_pid: int | None = None) -> list[str]:
@@ -69,6 +73,21 @@ def enter_worker(parent_pid: int | None = None) -> list[str]:
     if not set_oom_score(WORKER_OOM_SCORE):
         notes.append("the worker's oom_score_adj could not be raised")
     return notes
+
+
+def arm_death_signal(parent_pid: int) -> Callable[[], None]:
+    """A function for the child of a fork: die with the parent, also if that is dead already.
+
+    The C library is opened here, so that nothing but system calls happens in the child.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def arm() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
+        if os.getppid() != parent_pid:
+            os._exit(1)
+
+    return arm
 
 
 def set_oom_score(score: int, pid: int | str = "self") -> bool:
