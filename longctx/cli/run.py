@@ -9,7 +9,7 @@ import typer
 
 from longctx.cli.common import command_app, print_error
 from longctx.config.flags import ConfigFile, ConfigPath, with_settings
-from longctx.errors import EXIT_USAGE
+from longctx.errors import EXIT_PASSED, EXIT_USAGE
 
 app = command_app()
 
@@ -32,7 +32,16 @@ def _run(flags: dict[str, Any], config_file: ConfigPath = ConfigFile) -> None:
     error = summary["error"] or {}
     if summary["exit_code"] == EXIT_USAGE:
         print_error(error.get("message"), error.get("hint"))
-    if config.json:
+    try:
+        _show(summary, config.json, config.quiet)
+    except OSError:
+        if summary["exit_code"] == EXIT_PASSED:  # whoever waits for the result did not get it
+            raise
+    raise typer.Exit(summary["exit_code"])
+
+
+def _show(summary: dict[str, Any], as_json: bool, quiet: bool) -> None:
+    if as_json:
         import json
 
         json.dump(summary, sys.stdout, ensure_ascii=False, indent=1)
@@ -42,8 +51,7 @@ def _run(flags: dict[str, Any], config_file: ConfigPath = ConfigFile) -> None:
 
         from longctx.report.terminal import print_result
 
-        print_result(summary, Console(stderr=config.quiet, highlight=False))
-    raise typer.Exit(summary["exit_code"])
+        print_result(summary, Console(stderr=quiet, highlight=False))
 
 
 app.command(name="run")(with_settings(_run))

@@ -85,7 +85,7 @@ def run_session(
             run.note_error("bug", error)
             status, code, bug = "error", EXIT_ERROR, error
         with signals_ignored():
-            run.finish()
+            run.finish(gently=status in ("passed", "failed", "stopped"))
             wall_s = round(time.monotonic() - started, 6)
             recorder.event("run_ended", status=status, exit_code=code, wall_s=wall_s)
             summary = builder.summary()

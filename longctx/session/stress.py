@@ -287,11 +287,15 @@ class StressRun:
             traceback=trace,
         )
 
-    def finish(self) -> None:
-        """End the worker, wait until the pool has recovered, stop the watch; safe after anything."""
+    def finish(self, gently: bool) -> None:
+        """End the worker, wait until the pool has recovered, stop the watch; safe after anything.
+
+        Args:
+            gently: the worker is asked to end before it is killed.
+        """
         client, watch, machine = self._client, self._watch, self._machine
         if client is not None:
-            if self._flags.hard is None and client.process.poll() is None:
+            if gently and self._flags.hard is None and client.process.poll() is None:
                 client.close()
             report = kill_tree(client.pid, client.pid, client.marker, wait_s=5.0)
             if report.killed or report.survivors:
