@@ -14,6 +14,7 @@ class Table:
     Attributes:
         strong: places of the rows that stand out (the peak).
         bad: places of the rows that went wrong (the stop).
+        note: the last column is a text too.
     """
 
     caption: str
@@ -22,6 +23,7 @@ class Table:
     left: int = 1
     strong: frozenset[int] = frozenset()
     bad: frozenset[int] = frozenset()
+    note: bool = False
     kind: str = "table"
 
 
@@ -126,6 +128,8 @@ class Page:
         verdict: the outcome in a sentence.
         reason: its reason; empty where there is none.
         tries: what to do about it.
+        missing: what a cut-short record lacks.
+        notes: warnings that the run gave.
     """
 
     title: str
@@ -136,6 +140,7 @@ class Page:
     reason: str = ""
     tries: Sequence[str] = ()
     missing: Sequence[str] = ()
+    notes: Sequence[str] = ()
     tiles: Sequence[Tile] = ()
     meter: Meter | None = None
     sections: Sequence[Section] = field(default_factory=tuple)

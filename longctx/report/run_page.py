@@ -34,6 +34,7 @@ def run_page(summary: Summary, timeline: Timeline) -> Page:
         reason=reason[:1].upper() + reason[1:],
         tries=verdict.tries,
         missing=missing,
+        notes=[printable(line) for line in summary.get("warnings") or []],
         tiles=tiles(summary),
         meter=meter(summary),
         sections=[s for s in run_sections(summary, timeline) if s.blocks],

@@ -7,7 +7,9 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
+from longctx.errors import UsageError
 from longctx.report.blocks import Page
+from longctx.report.documents import document_page, find_document
 from longctx.report.export import write_atomically
 from longctx.report.html import render
 from longctx.report.many_page import many_page, name_runs
@@ -41,6 +43,16 @@ def page_of(specs: Sequence[str], folder: Path = RUNS_FOLDER) -> Page:
     Raises:
         UsageError: something named is not there.
     """
+    documents = [(spec, find_document(spec)) for spec in specs]
+    for spec, document in documents:
+        if document is None:
+            continue
+        if len(specs) > 1:
+            raise UsageError(
+                f"{spec} is a {document[0]['kind']}: it gets a page of its own.",
+                hint="Name it alone; several runs can be put side by side.",
+            )
+        return document_page(*document)
     runs = [find_run(spec, folder) for spec in specs]
     loaded = [(load_run(run), read_timeline(run)) for run in runs]
     if len(loaded) == 1:

@@ -15,6 +15,7 @@ from longctx.report.html import render
 from longctx.report.write import page_of
 from tests.report.browser import Browser, find_chromium
 from tests.report.records import make_summary, write_record
+from tests.report.test_documents import findmax, sweep_cells
 from tests.report.test_page import NASTY, poisoned
 
 pytestmark = [
@@ -51,11 +52,16 @@ def quiet(browser: Browser, page: Path) -> None:
 
 @pytest.mark.parametrize("width", [400, 1400])
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("kind", ["passed", "stopped", "cut", "two", "many"])
+@pytest.mark.parametrize("kind", ["passed", "stopped", "cut", "two", "many", "find-max", "sweep"])
 def test_every_kind_of_page_loads_without_errors_or_requests_and_fits_its_width(
     browser, tmp_path, kind, dark, width
 ):
-    if kind in {"two", "many"}:
+    if kind in {"find-max", "sweep"}:
+        document = findmax() if kind == "find-max" else {"kind": "sweep", "runs": sweep_cells()}
+        file = tmp_path / f"{kind}.json"
+        file.write_text(json.dumps(document), "utf-8")
+        page = write_page(tmp_path, file)
+    elif kind in {"two", "many"}:
         runs = [write_record(tmp_path / "a"), write_record(tmp_path / "b", mode="persistent")]
         if kind == "many":
             runs += [
@@ -69,7 +75,9 @@ def test_every_kind_of_page_loads_without_errors_or_requests_and_fits_its_width(
     browser.settle()
     quiet(browser, page)
     assert browser.js("document.documentElement.scrollWidth") <= width
-    assert browser.js("document.querySelectorAll('.chart').length") >= 2
+    assert browser.js("document.querySelectorAll('.chart').length") >= (
+        1 if kind == "find-max" else 2
+    )
     for chart in browser.js("[...document.querySelectorAll('.chart')].map(c => c.id)"):
         assert browser.pixels(f"#{chart}") != "blank"
 

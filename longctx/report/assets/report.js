@@ -112,13 +112,13 @@
   const rangeY = (spec) => (u, low, high) => {
     if (low == null) return [0, 1];
     const visible = (m) => (m.to ?? Infinity) >= u.scales.x.min && m.from <= u.scales.x.max;
-    const span = Math.max(high - low, high * 0.02, 1e-9);
+    const span = spec.zero ? high : Math.max(high - low, high * 0.02, 1e-9);
     const room = 36 / Math.max(u.bbox.height / devicePixelRatio, 150); // two lines of labels above the ceiling
     let top = high + (spec.bands ? Math.max(room, 0.08) : 0.08) * span;
     for (const m of spec.marks || []) if (visible(m) && m.value <= high * 2.5) top = Math.max(top, m.value + 0.05 * span);
     u.$above = "";
     for (const line of spec.lines || []) {
-      if (line.value <= (spec.zero ? 4 * high : top + 3 * span)) top = Math.max(top, line.value + room * (line.value - (spec.zero ? 0 : low)));
+      if (line.value <= (spec.zero ? 7 * high : top + 3 * span)) top = Math.max(top, line.value + room * (line.value - (spec.zero ? 0 : low)));
       else if (line.kind === "ceiling") u.$above = line.label;
     }
     return [spec.zero || low < 0.55 * top ? 0 : low - 0.1 * span, top];
