@@ -10,7 +10,13 @@ from longctx.errors import UsageError
 from longctx.guard import Limits, first_sample, resolve_limits
 from longctx.memory import Probe, Sample, discover_pools
 from longctx.models import ResolvedModel, resolve_model
-from longctx.plan.predict import PlanSettings, TurnPrediction, predict_turns, resolve_prefill_step
+from longctx.plan.predict import (
+    PlanSettings,
+    TurnPrediction,
+    predict_turns,
+    resolve_prefill_step,
+    worker_process_bytes,
+)
 from longctx.prompts import (
     AnswerTokens,
     PlannedTurn,
@@ -160,4 +166,20 @@ def predict(script: Script, machine: Machine, settings: PlanSettings) -> list[Tu
     used = machine.baseline[machine.main].used_bytes
     if used is None:
         return []
-    return predict_turns(script.model.shape, settings, script.planned, used)
+    process = worker_process_bytes(machine.device, machine.probes[machine.main].pool.kind)
+    return predict_turns(script.model.shape, settings, script.planned, used, process)
+
+
+def allocator_cap_bytes(machine: Machine) -> int | None:
+    """What the worker's allocator may hold, so that it fails catchably before the ceiling is reached.
+
+    On a GPU the soft limit less what was used and what a bare process takes; on a CPU the ceiling
+    less what was used, since the limit there (RLIMIT_DATA) also counts what is mapped but unused.
+    """
+    used = machine.baseline[machine.main].used_bytes
+    if used is None:
+        return None
+    limits = machine.limits[machine.main]
+    if machine.device == "cpu":
+        return limits.ceiling_bytes - used
+    return limits.soft_bytes - used - worker_process_bytes(machine.device, limits.pool.kind)

@@ -34,6 +34,7 @@ from longctx.session.journal import record_limits, record_model, record_plan, re
 from longctx.session.prepare import (
     Machine,
     Script,
+    allocator_cap_bytes,
     plan_settings,
     predict,
     prepare_machine,
@@ -174,7 +175,7 @@ class StressRun:
                 "prefill_step": settings.prefill_step,
                 "capacity_tokens": settings.capacity_tokens,
                 "release": settings.release,
-                "allocator_cap_bytes": None,
+                "allocator_cap_bytes": allocator_cap_bytes(machine),
                 "seed": config.seed,
                 "allow_long": config.allow_long,
             },

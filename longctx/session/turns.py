@@ -62,7 +62,7 @@ class TurnTaker:
         self._recorder.event("turn_started", **entry)
         self._screen.turn_started(
             turn.index,
-            len(self._script.planned),
+            self._script.planned[-1].index,
             turn.kind,
             len(ids),
             entry["predicted_peak_bytes"],
