@@ -179,7 +179,8 @@ def _blind(
     before: list[Sample] = []
     for index in range(len(history) - 1, -1, -1):
         if history[index].used_bytes is not None:
-            last, before = history[index], list(history[max(index - 8, 0) : index])
+            last = history[index]
+            before = [history[i] for i in range(max(index - 8, 0), index)]
             break
         reads, since = reads + 1, history[index].t_s
     name, blind = limits.pool.name, sample.t_s - since
