@@ -1,6 +1,6 @@
 """Lets `python -m longctx` do what `longctx` does."""
 
-from longctx.cli.app import main
+from longctx.cli.entry import main
 
 if __name__ == "__main__":
     main()

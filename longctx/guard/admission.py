@@ -11,6 +11,10 @@ from longctx.memory.types import Sample
 from longctx.units import format_bytes, format_tokens
 
 FIRST_STEP_TOKENS = 1024
+BOUND_MARGIN = 1.10
+LOAD_MARGIN = 1.05
+# A bound that was exceeded is not trusted again before it has held this many times in a row.
+_PROBATION_STEPS = 16
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class Answer:
         go: whether the step may be taken.
         reason: a sentence; also for a go.
         need_bytes: predicted x margin + the extra; what was compared.
-        predicted_bytes: the larger of the analytic bound and the fit, None where there is neither.
+        predicted_bytes: the bound while it is trusted, else the larger of bound and fit; None
+            where there is neither.
         fitted_bytes: the fit's part of it, None before anything was observed.
         available_bytes: what the pool had left, None where it could not be read.
         floor_bytes: what must stay available; None where the pool's size is not known.
@@ -60,15 +65,18 @@ class Answer:
 class Admission:
     """Compares what a step needs with what its pool has left below the ceiling.
 
-    need = max(analytic bound, fitted growth + residual) x margin + extra. A load needs its figure
-    x 1.05 + extra: weights and cache are known exactly, and the fit says nothing about them.
-    Without an analytic bound, a step may be at most twice the largest one seen (the first one at
-    most 1,024 tokens), since a fit knows nothing about what it has not seen.
+    A worker that states an analytic bound is believed until a step takes more than its bound:
+    need = bound x 1.10 + extra. From then on, or where no bound is stated,
+    need = max(bound, fitted growth + residual) x margin + extra, until 16 steps in a row have kept
+    their bound. A load needs its figure x 1.05 + extra: weights and cache are known exactly.
+    Without a bound, a step may be at most twice the largest one seen (the first one at most 1,024
+    tokens), since a fit knows nothing about what it has not seen.
 
     Args:
         limits: of the pool that the worker's memory comes from, first; further pools must be below
             their soft limit.
-        margin: factor over the prediction.
+        margin: factor over a prediction that is not a trusted bound; a trusted bound takes at most
+            this, too.
         extra_bytes: added on top; by default 1 GiB, or a 32nd of a pool below 32 GiB.
         use_fit: whether measured growth counts (the analytic bound alone otherwise).
     """
@@ -92,6 +100,12 @@ class Admission:
             else extra_bytes
         )
         self._fit = GrowthFit(decay) if use_fit else None
+        self._probation = 0
+
+    @property
+    def trusts_bounds(self) -> bool:
+        """Whether the worker's stated bounds have held lately."""
+        return self._probation == 0
 
     @property
     def extra_bytes(self) -> int:
@@ -109,8 +123,16 @@ class Admission:
         total = sample.total_bytes if sample is not None else limits.pool.total_bytes
         floor = None if total is None else max(total - limits.ceiling_bytes, 0)
         fitted = self._fitted(request)
-        predicted = max((v for v in (request.need_bytes, fitted) if v is not None), default=None)
-        factor = min(self._margin, 1.05) if request.phase == "load" else self._margin
+        if request.need_bytes is not None and self.trusts_bounds:
+            predicted: int | None = request.need_bytes
+            factor = min(self._margin, BOUND_MARGIN)
+        else:
+            predicted = max(
+                (v for v in (request.need_bytes, fitted) if v is not None), default=None
+            )
+            factor = self._margin
+        if request.phase == "load":
+            factor = min(self._margin, LOAD_MARGIN)
         need = round((predicted or 0) * factor) + self._extra
 
         def answer(go: bool, reason: str) -> Answer:
@@ -151,7 +173,13 @@ class Admission:
         Args:
             growth_bytes: peak during the step minus use before it; None (unreadable) is ignored.
         """
-        if self._fit is None or growth_bytes is None or request.phase != "prefill":
+        if growth_bytes is None or request.phase != "prefill":
+            return
+        if request.need_bytes is not None:
+            # A sixteenth of the extra is noise: a heap grows by whole pages, threads take stacks.
+            kept = growth_bytes <= request.need_bytes + self._extra // 16
+            self._probation = max(self._probation - 1, 0) if kept else _PROBATION_STEPS
+        if self._fit is None:
             return
         self._fit.observe(request.tokens, request.context_tokens, growth_bytes)
 
