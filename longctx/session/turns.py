@@ -40,7 +40,7 @@ class TurnTaker:
         self._config, self._script, self._pool = config, script, pool
         self._dialogue, self._watch, self._read = dialogue, watch, read
         self._recorder, self._screen = recorder, screen
-        self._predictions = {p.index: p for p in predictions}
+        self._predictions = predictions
         self._cached_tokens = 0
 
     def take(self, turn: Turn) -> list[int] | None:
@@ -49,7 +49,7 @@ class TurnTaker:
         # The modes differ in this line: what the worker still has, or nothing.
         keep = self._cached_tokens if config.mode == "persistent" else 0
         ids = [*stream[keep:], *turn.prefix_ids]
-        prediction = self._predictions.get(turn.index)
+        prediction = self._prediction(turn)
         entry: dict[str, Any] = {
             "index": turn.index,
             "kind": turn.kind,
@@ -83,6 +83,13 @@ class TurnTaker:
             what=f"Turn {turn.index}",
         )
         return self._finished(turn, entry, done)
+
+    def _prediction(self, turn: Turn) -> TurnPrediction | None:
+        """The plan's figure for this turn; where answers were short and there are more turns than
+        planned, that of the last one of its kind, which holds at least as much."""
+        same = [p for p in self._predictions if p.kind == turn.kind]
+        exact = next((p for p in same if p.index == turn.index), None)
+        return exact or (same[-1] if same else None)
 
     def _finished(
         self, turn: Turn, entry: dict[str, Any], done: dict[str, Any]
