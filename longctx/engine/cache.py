@@ -105,11 +105,7 @@ class KvCache:
         `length` does not move: it counts tokens that every layer holds, see `advance`.
         """
         stop = at + keys.shape[0]
-        if stop > self.capacity:
-            raise UsageError(
-                f"The cache holds {self.capacity} tokens and {stop} are needed.",
-                hint="Call engine.reserve(tokens) with the whole length first.",
-            )
+        self.check_room(stop)
         block = self._held()
         for side, rows in enumerate((keys, values)):
             place = block[side, layer, :, at:stop]
@@ -123,6 +119,14 @@ class KvCache:
                 place.copy_(encode_fp8(rows))
             else:
                 place.copy_(rows)
+
+    def check_room(self, tokens: int) -> None:
+        """Raises UsageError if `tokens` tokens in all do not fit."""
+        if tokens > self.capacity:
+            raise UsageError(
+                f"The cache holds {self.capacity} tokens and {tokens} are needed.",
+                hint="Call engine.reserve(tokens) with the whole length first.",
+            )
 
     def read(self, layer: int, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [kv_heads, stop - start, head_dim] of one layer in the compute dtype.

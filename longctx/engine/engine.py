@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from longctx.engine.attention.paths import Path
+from longctx.engine.attention.path import Path
 from longctx.engine.cache import KvCache
 from longctx.engine.model import Model
 from longctx.errors import UsageError

@@ -56,6 +56,10 @@ class Experts:
                 start += count
         return out
 
+    def add_to(self, stream: torch.Tensor, rows: torch.Tensor) -> None:
+        """Adds the mixture of `rows` to `stream`, in place."""
+        stream += self(rows)
+
     def linears(self) -> list[Linear]:
         """The experts' matrices, expert by expert."""
         return [linear for expert in self.experts for linear in expert.linears()]

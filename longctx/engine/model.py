@@ -10,12 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from longctx.engine.attention.paths import Path, attend
+from longctx.engine.attention.path import Path
+from longctx.engine.attention.paths import attend
 from longctx.engine.cache import KvCache
 from longctx.engine.experts import Experts
 from longctx.engine.loading import Slot
+from longctx.engine.ops import Norms, Ops, Tables, choose_ops
 from longctx.engine.quant import Linear, LinearFactory
-from longctx.engine.rope import Rope, build_rope, rotate
+from longctx.engine.quant.dense import DenseLinear
+from longctx.engine.rope import Rope, build_rope
 from longctx.shapes import FAMILIES, ModelShape
 
 
@@ -25,8 +28,7 @@ class Layer:
 
     input_norm: torch.Tensor
     qkv: Linear
-    q_norm: torch.Tensor | None
-    k_norm: torch.Tensor | None
+    qk_norms: Norms
     o: Linear
     post_norm: torch.Tensor
     mlp: DenseMlp | Experts
@@ -36,21 +38,27 @@ class Layer:
 class DenseMlp:
     """SwiGLU: down(silu(gate(x)) * up(x)), gate and up in one matrix."""
 
-    def __init__(self, gate_up: Linear, down: Linear, width: int) -> None:
-        self.gate_up, self.down, self.width = gate_up, down, width
+    def __init__(self, gate_up: Linear, down: Linear, width: int, ops: Ops) -> None:
+        self.gate_up, self.down, self.width, self.ops = gate_up, down, width, ops
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """[n, hidden] to [n, hidden]."""
-        return self.down(gated(self.gate_up(rows), self.width))
+        return self.down(self.ops.gated(self.gate_up(rows), self.width))
+
+    def add_to(self, stream: torch.Tensor, rows: torch.Tensor) -> None:
+        """Adds the MLP of `rows` to `stream`, in place."""
+        add_linear(stream, self.down, self.ops.gated(self.gate_up(rows), self.width))
 
     def linears(self) -> list[Linear]:
         return [self.gate_up, self.down]
 
 
-def gated(both: torch.Tensor, width: int) -> torch.Tensor:
-    """silu(gate) * up of [n, 2 * width], written over the gate half."""
-    gate, up = both[:, :width], both[:, width:]
-    return functional.silu(gate, inplace=True).mul_(up)
+def add_linear(stream: torch.Tensor, linear: Linear, rows: torch.Tensor) -> None:
+    """stream += linear(rows), in place; plain weights add inside the matrix product."""
+    if isinstance(linear, DenseLinear) and linear.bias is None:
+        stream.addmm_(rows, linear.weight.t())
+    else:
+        stream += linear(rows)
 
 
 class Model:
@@ -69,6 +77,7 @@ class Model:
         self.shape, self.dtype, self.device = shape, dtype, device
         self.rope: Rope = build_rope(shape)
         self.scale = shape.head_dim**-0.5
+        self.ops = choose_ops(device)
         self._slots: list[Slot] = []
         self._factory = factory
         self.embed = self._tensor("model.embed_tokens.weight", (shape.vocab, shape.hidden))
@@ -109,11 +118,13 @@ class Model:
         attention = source + "self_attn."
         parts = [(f"{attention}{n}_proj", rows) for n, rows in (("q", q), ("k", kv), ("v", kv))]
         o_bias = shape.qkv_bias and FAMILIES[shape.architecture].name != "qwen2"
-        norms: list[torch.Tensor | None] = [None, None]
+        norms: Norms = None
         if shape.qk_norm:
-            norms = [
-                self._tensor(f"{attention}{n}_norm.weight", (shape.head_dim,), 1.0) for n in "qk"
-            ]
+            size = (shape.head_dim,)
+            norms = (
+                self._tensor(f"{attention}q_norm.weight", size, 1.0),
+                self._tensor(f"{attention}k_norm.weight", size, 1.0),
+            )
         mlp = source + "mlp."
         if shape.is_expert_layer(index):
             router = self._tensor(mlp + "gate.weight", (shape.experts, shape.hidden))
@@ -128,8 +139,7 @@ class Model:
         return Layer(
             input_norm=self._tensor(source + "input_layernorm.weight", (shape.hidden,), 1.0),
             qkv=self._factory.make(parts, shape.hidden, bias=shape.qkv_bias),
-            q_norm=norms[0],
-            k_norm=norms[1],
+            qk_norms=norms,
             o=self._factory.make([(attention + "o_proj", shape.hidden)], q, bias=o_bias),
             post_norm=self._tensor(post, (shape.hidden,), 1.0),
             mlp=ffn,
@@ -140,7 +150,8 @@ class Model:
         hidden = self.shape.hidden
         parts = [(source + "gate_proj", width), (source + "up_proj", width)]
         gate_up = self._factory.make(parts, hidden)
-        return DenseMlp(gate_up, self._factory.make([(source + "down_proj", hidden)], width), width)
+        down = self._factory.make([(source + "down_proj", hidden)], width)
+        return DenseMlp(gate_up, down, width, self.ops)
 
     def forward(
         self, ids: torch.Tensor, cache: KvCache, at: int, path: Path, want_logits: bool = True
@@ -155,54 +166,43 @@ class Model:
             fp32 logits [vocab] of the last position, or None.
         """
         positions = torch.arange(at, at + len(ids), device=self.device)
-        cos, sin = (table.to(self.dtype) for table in self.rope.tables(positions))
-        rows = functional.embedding(ids, self.embed)
+        tables = self.ops.tables(self.rope, positions, self.dtype)
+        stream = functional.embedding(ids, self.embed)
         narrow = path.full is not None
         last = self.shape.layers - 1
+        eps = self.shape.norm_eps
         for index, layer in enumerate(self.layers):
             only_last = index == last and narrow
             wanted = len(ids) if not only_last else (1 if want_logits else 0)
-            attended = self._attend(layer, index, rows, cos, sin, cache, at, path, wanted)
+            attended = self._attend(layer, index, stream, tables, cache, at, path, wanted)
             if attended is None:
                 return None
-            rows = rows[-wanted:] + layer.o(attended)
-            rows += layer.mlp(self._norm(rows, layer.post_norm))
+            stream = stream[-wanted:]
+            add_linear(stream, layer.o, attended)
+            layer.mlp.add_to(stream, self.ops.norm(stream, layer.post_norm, eps))
         if not want_logits:
             return None
-        return functional.linear(self._norm(rows[-1:], self.norm), self.head)[0].float()
+        return functional.linear(self.ops.norm(stream[-1:], self.norm, eps), self.head)[0].float()
 
     def _attend(
         self,
         layer: Layer,
         index: int,
-        rows: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
+        stream: torch.Tensor,
+        tables: Tables,
         cache: KvCache,
         at: int,
         path: Path,
         wanted: int,
     ) -> torch.Tensor | None:
         """Attention output [wanted, heads * head_dim] of the last `wanted` rows; fills the cache."""
-        shape = self.shape
-        heads, kv_heads = shape.query_heads, shape.kv_heads
-        tokens = len(rows)
-        mixed = layer.qkv(self._norm(rows, layer.input_norm)).view(tokens, -1, shape.head_dim)
-        query, key, value = mixed.split([heads, kv_heads, kv_heads], dim=1)
-        if layer.k_norm is not None:
-            key = self._norm(key, layer.k_norm)
-        cache.write(index, rotate(key, cos, sin), value, at)
+        eps, tokens = self.shape.norm_eps, len(stream)
+        mixed = layer.qkv(self.ops.norm(stream, layer.input_norm, eps))
+        query = self.ops.project(mixed, wanted, cache, index, at, layer.qk_norms, eps, tables)
         if wanted == 0:
             return None
-        query = query[-wanted:]
-        if layer.q_norm is not None:
-            query = self._norm(query, layer.q_norm)
-        query = rotate(query, cos[-wanted:], sin[-wanted:]).transpose(0, 1)
         first = at + tokens - wanted
         return attend(path, query, cache, index, first, layer.window, self.scale)
-
-    def _norm(self, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return functional.rms_norm(rows, weight.shape, weight, self.shape.norm_eps)
 
 
 def layer_window(shape: ModelShape, layer: int) -> int | None:

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longctx.engine.attention import kernels_cpu, unfused
+from longctx.engine.attention import kernels_blocked, kernels_cpu, unfused
+from longctx.engine.attention.kernels_cuda import KEY_BLOCKS, key_blocks
 from longctx.engine.attention.merge import merge
 from longctx.engine.attention.pieces import QueryBlock, in_blocks, query_blocks, whole
 
@@ -37,18 +38,51 @@ def coverage(block: QueryBlock, at: int, keys: int) -> torch.Tensor:
     window=st.one_of(st.none(), st.integers(1, 70)),
     block=st.one_of(st.none(), st.integers(1, 30)),
     square=st.one_of(st.none(), st.integers(1, 30)),
+    tail=st.one_of(st.none(), st.integers(1, 30)),
+    joined=st.booleans(),
 )
 def test_pieces_cover_every_visible_key_once(
-    at: int, tokens: int, window: int | None, block: int | None, square: int | None
+    at: int,
+    tokens: int,
+    window: int | None,
+    block: int | None,
+    square: int | None,
+    tail: int | None,
+    joined: bool,
 ) -> None:
     split = in_blocks(block) if block else whole
-    blocks = list(query_blocks(at, tokens, window, split, square))
+    blocks = list(query_blocks(at, tokens, window, split, square, tail, joined))
     visible = unfused.visible(tokens, at + tokens, at, window, torch.device("cpu"))
     assert [b.start for b in blocks] == [0, *(b.stop for b in blocks[:-1])]
     assert blocks[-1].stop == tokens
     for part in blocks:
         counted = coverage(part, at, at + tokens)
         assert torch.equal(counted, visible[part.start : part.stop].int())
+
+
+@pytest.mark.parametrize(("tokens", "keys"), [(1, 1), (5, 5), (700, 700), (3, 1500), (520, 1100)])
+def test_blocked_matmuls_equal_one_softmax(tokens: int, keys: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(4, tokens, 24, generator=generator)
+    key, value = torch.randn(2, 2, keys, 24, generator=generator)
+    scores = 0.3 * query @ key.repeat_interleave(2, 0).transpose(1, 2)
+    visible = unfused.visible(tokens, keys, keys - tokens, None, torch.device("cpu"))
+    hidden = scores.masked_fill(~visible, float("-inf"))
+    for run, exact in ((kernels_blocked.full, scores), (kernels_blocked.causal, hidden)):
+        out, lse = run(query, key, value, 0.3)
+        expected = exact.softmax(-1) @ value.repeat_interleave(2, 0)
+        assert torch.allclose(out, expected.transpose(0, 1), atol=1e-5)
+        assert torch.allclose(lse, exact.logsumexp(-1).T, atol=1e-5)
+
+
+@given(st.integers(0, 300_000), st.integers(0, 300_000))
+def test_key_blocks_tile_the_range_with_few_sizes(start: int, length: int) -> None:
+    cuts = key_blocks(start, start + length)
+    assert [a for a, _ in cuts] == [start, *(b for _, b in cuts[:-1])][: len(cuts)]
+    assert sum(b - a for a, b in cuts) == length
+    odd = [b - a for a, b in cuts if b - a not in KEY_BLOCKS]
+    assert len(odd) <= 1
+    assert all(size < min(KEY_BLOCKS) for size in odd)
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (8, 2)])

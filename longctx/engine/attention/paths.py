@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 
 from longctx.engine.attention import kernels_cpu, unfused
-from longctx.engine.attention.merge import Part, merge
-from longctx.engine.attention.pieces import Piece, Split, in_blocks, query_blocks, whole
+from longctx.engine.attention.merge import Part
+from longctx.engine.attention.path import Path
+from longctx.engine.attention.pieces import Piece, in_blocks, query_blocks, whole
 from longctx.engine.cache import READ_BLOCK_TOKENS, KvCache
 from longctx.errors import UsageError
 from longctx.shapes import ModelShape
 
-Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], Part]
 MERGE_AT_ONCE = 8
-
-
-@dataclass(frozen=True)
-class Path:
-    """One way to compute attention.
-
-    Args:
-        name: as shown by `longctx info` and written in the record.
-        full, causal: the fused primitives (None for the unfused path); `causal` is aligned at the
-            last query and last key.
-        one_query: the primitive for a single query.
-        split: how the unmasked past is cut into key blocks.
-        square: largest causal square, None for the whole step.
-    """
-
-    name: str
-    full: Kernel | None = None
-    causal: Kernel | None = None
-    one_query: Kernel | None = None
-    split: Split = whole
-    square: int | None = None
-
-
 MATH = Path("math (unfused: materialises scores)")
 CPU = Path(
     "cpu-flash (unmasked past + causal diagonal, merged by log-sum-exp)",
@@ -105,19 +79,22 @@ def attend(
         return _unfused(query, cache, layer, at, window, scale)
     if tokens == 1 and path.one_query is not None:
         return _one_query(path, query, cache, layer, at, window, scale)
-    split = in_blocks(READ_BLOCK_TOKENS) if cache.packed else path.split
-    square = path.square
+    split, square, tail = path.split, path.square, path.tail
+    joined = path.joined and not cache.packed
     if cache.packed:
+        split, tail = in_blocks(READ_BLOCK_TOKENS), None
         square = min(square or READ_BLOCK_TOKENS, READ_BLOCK_TOKENS)
+    elif tokens < path.small_step:
+        split, joined = whole, True
     blocks = []
-    for block in query_blocks(at, tokens, window, split, square):
+    for block in query_blocks(at, tokens, window, split, square, tail, joined):
         rows = query[:, block.start : block.stop]
         parts: list[Part] = []
         for piece in block.pieces:
             parts.append(_piece(path, piece, rows, cache, layer, scale))
             if len(parts) == MERGE_AT_ONCE:
-                parts = [merge(parts)]
-        blocks.append(merge(parts)[0].flatten(1))
+                parts = [path.merge(parts)]
+        blocks.append(path.merge(parts)[0].flatten(1))
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
@@ -151,7 +128,7 @@ def _one_query(
     parts: list[Part] = []
     for a, b in spans:
         parts.append(path.one_query(query, *cache.read(layer, a, b), scale))
-    return merge(parts)[0].flatten(1)
+    return path.merge(parts)[0].flatten(1)
 
 
 def _unfused(

@@ -49,7 +49,13 @@ def in_blocks(tokens: int) -> Split:
 
 
 def query_blocks(
-    at: int, tokens: int, window: int | None = None, split: Split = whole, square: int | None = None
+    at: int,
+    tokens: int,
+    window: int | None = None,
+    split: Split = whole,
+    square: int | None = None,
+    tail: int | None = None,
+    joined: bool = False,
 ) -> Iterator[QueryBlock]:
     """The blocks of a step of `tokens` new queries at offset `at`.
 
@@ -57,12 +63,15 @@ def query_blocks(
         window: a query at position i sees the keys (i - window, i]; None for all.
         split: cuts the unmasked range of keys into pieces.
         square: largest causal square; longer steps are cut into query blocks of this many.
+        tail: the unmasked past ends at a multiple of this, the causal piece takes the rest.
+        joined: the causal piece takes the whole past (where no window hides a part of it).
     """
     bound = tokens if window is None else min(max(window - at, 0), tokens)
     for start, stop in in_blocks(square or max(bound, 1))(0, bound):
         first = at + start
-        past = tuple(Piece(a, b, "full") for a, b in split(0, first))
-        yield QueryBlock(start, stop, (*past, Piece(first, at + stop, "causal")))
+        edge = 0 if joined else first - first % (tail or 1)
+        past = tuple(Piece(a, b, "full") for a, b in split(0, edge))
+        yield QueryBlock(start, stop, (*past, Piece(edge, at + stop, "causal")))
     if window is None:
         return
     size = min(max(window - 1, 1), square or WINDOW_QUERY_BLOCK, WINDOW_QUERY_BLOCK)

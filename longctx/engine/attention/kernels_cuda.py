@@ -1,0 +1,231 @@
+"""Fused attention on CUDA: which library runs, and its primitives in one shape.
+
+| dtype, head_dim                | unmasked past          | causal diagonal                      |
+|--------------------------------|------------------------|--------------------------------------|
+| bf16, fp16; up to 128; sm_80+  | cuDNN, fixed blocks    | cuDNN if aligned, else FlashAttention |
+| bf16, fp16; up to 256          | FlashAttention over past and diagonal at once (bottom-right)  |
+| else                           | memory-efficient       | memory-efficient square              |
+| what none of these takes       | blocks of plain matmuls (`kernels_blocked`)                   |
+
+A library counts only if it computes a small case of the model's own shape. cuDNN builds a plan for
+every shape that it sees, so the past is cut into few fixed sizes and queries are padded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch.nn import functional
+
+from longctx.engine.attention import kernels_blocked
+from longctx.engine.attention.merge import Part
+from longctx.engine.attention.path import Path
+from longctx.engine.out_of_memory import is_out_of_memory
+from longctx.shapes import ModelShape
+
+KEY_BLOCKS = (65_536, 32_768, 16_384, 8_192, 4_096, 2_048, 1_024)
+QUERY_PAD = 256
+SMALL_STEP = 256  # below this many queries there is nothing to gain from cutting the past
+
+_cudnn = torch.ops.aten._scaled_dot_product_cudnn_attention
+_flash = torch.ops.aten._scaled_dot_product_flash_attention
+_efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+
+
+def key_blocks(start: int, stop: int) -> list[tuple[int, int]]:
+    """Cuts a range into the sizes of `KEY_BLOCKS`, largest first; what remains is one odd piece."""
+    cuts = []
+    for size in KEY_BLOCKS:
+        while stop - start >= size:
+            cuts.append((start, start + size))
+            start += size
+    if start < stop:
+        cuts.append((start, stop))
+    return cuts
+
+
+def _rows(out: torch.Tensor, lse: torch.Tensor, tokens: int) -> Part:
+    """[1, heads, n, d] and [1, heads, n] (or [..., 1]) as [tokens, heads, d] and [tokens, heads]."""
+    heads = out.shape[1]
+    return out[0, :, :tokens].transpose(0, 1), lse.reshape(heads, -1)[:, :tokens].T
+
+
+def cudnn_full(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> Part:
+    """Unmasked attention by cuDNN; other key lengths than `KEY_BLOCKS` go to FlashAttention."""
+    tokens, keys = query.shape[1], key.shape[1]
+    if tokens < SMALL_STEP or keys not in KEY_BLOCKS:
+        return flash_full(query, key, value, scale)
+    padded = functional.pad(query, (0, 0, 0, -tokens % QUERY_PAD)) if tokens % QUERY_PAD else query
+    out, lse = _cudnn(
+        padded[None], key[None], value[None], None, True, 0.0, False, False, scale=scale
+    )[:2]
+    return _rows(out, lse, tokens)
+
+
+def cudnn_causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> Part:
+    """Causal, aligned at the end; squares of padded size by cuDNN, others by FlashAttention."""
+    tokens = query.shape[1]
+    if tokens != key.shape[1] or tokens % QUERY_PAD:
+        return flash_causal(query, key, value, scale)
+    out, lse = _cudnn(
+        query[None], key[None], value[None], None, True, 0.0, True, False, scale=scale
+    )[:2]
+    return _rows(out, lse, tokens)
+
+
+def _flash_any(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, scale: float
+) -> Part:
+    out, lse = _flash(query[None], key[None], value[None], 0.0, causal, False, scale=scale)[:2]
+    return _rows(out, lse, query.shape[1])
+
+
+def flash_full(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> Part:
+    """Unmasked attention by FlashAttention."""
+    return _flash_any(query, key, value, False, scale)
+
+
+def flash_causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> Part:
+    """Causal attention by FlashAttention: with more keys than queries, aligned at the end."""
+    return _flash_any(query, key, value, query.shape[1] > 1, scale)
+
+
+def _efficient_any(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, scale: float
+) -> Part:
+    """KV heads are the batch, so that a group's queries share keys through a stride of 0."""
+    kv_heads, tokens = key.shape[0], query.shape[1]
+    group = query.shape[0] // kv_heads
+    folded = query.unflatten(0, (kv_heads, group))
+    views = (x.unsqueeze(1).expand(-1, group, -1, -1) for x in (key, value))
+    out, lse = _efficient(folded, *views, None, True, 0.0, causal, scale=scale)[:2]
+    return (
+        out.flatten(0, 1).transpose(0, 1),
+        lse.flatten(0, 1)[:, :tokens].T,  # the kernel pads the length
+    )
+
+
+def efficient_full(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+) -> Part:
+    """Unmasked attention by the memory-efficient kernel."""
+    return _efficient_any(query, key, value, False, scale)
+
+
+def efficient_causal(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+) -> Part:
+    """Square causal attention by the memory-efficient kernel."""
+    return _efficient_any(query, key, value, True, scale)
+
+
+CUDNN = Path(
+    "cudnn (unmasked past in fixed blocks + causal diagonal, merged by log-sum-exp)",
+    cudnn_full,
+    cudnn_causal,
+    flash_full,
+    split=key_blocks,
+    tail=KEY_BLOCKS[-1],
+    small_step=SMALL_STEP,
+)
+FLASH = Path(
+    "flash (past and causal diagonal in one call)",
+    flash_full,
+    flash_causal,
+    flash_full,
+    joined=True,
+)
+EFFICIENT = Path(
+    "memory-efficient (unmasked past + causal diagonal, merged by log-sum-exp)",
+    efficient_full,
+    efficient_causal,
+    efficient_full,
+)
+BLOCKED = Path(
+    "blocked matmuls (no fused kernel takes this shape)",
+    kernels_blocked.full,
+    kernels_blocked.causal,
+    kernels_blocked.full,
+    square=kernels_blocked.QUERY_BLOCK,
+)
+
+
+def choose_cuda_path(device: torch.device, dtype: torch.dtype, shape: ModelShape) -> Path:
+    """The first path of the table whose kernels compute this shape on this GPU."""
+    candidates = [EFFICIENT]
+    if dtype in (torch.bfloat16, torch.float16) and shape.head_dim % 8 == 0:
+        candidates = [FLASH, EFFICIENT]
+        if shape.head_dim <= 128 and torch.cuda.get_device_capability(device) >= (8, 0):
+            candidates = [CUDNN, FLASH, EFFICIENT]
+    for path in candidates:
+        if _works(path, device, dtype, shape):
+            return _with_merge(path)
+    return _with_merge(BLOCKED)
+
+
+def _with_merge(path: Path) -> Path:
+    from longctx.engine.kernels import have_triton
+
+    if not have_triton():
+        return path
+    from longctx.engine.kernels import launch
+
+    return replace(path, merge=launch.merge)
+
+
+def _works(path: Path, device: torch.device, dtype: torch.dtype, shape: ModelShape) -> bool:
+    """Tries both primitives on a small case and compares with plain arithmetic."""
+    generator = torch.Generator(device).manual_seed(0)
+    size = (1024, shape.head_dim)
+
+    def draw(heads: int) -> torch.Tensor:
+        return torch.randn(heads, *size, generator=generator, device=device).to(dtype)
+
+    query, key, value = (
+        draw(shape.query_heads)[:, :QUERY_PAD],
+        draw(shape.kv_heads),
+        draw(shape.kv_heads),
+    )
+    scale = 1 / math.sqrt(shape.head_dim)
+    bound = 0.02 if dtype != torch.float32 else 1e-3
+    square = (query, key[:, :QUERY_PAD], value[:, :QUERY_PAD])
+    cases = [(path.full, kernels_blocked.full, (query, key, value)),
+             (path.causal, kernels_blocked.causal, square)]  # fmt: skip
+    if path.joined or path.tail:
+        cases.append((flash_causal, kernels_blocked.causal, (query, key[:, :777], value[:, :777])))
+    return all(_agrees(run, plain, rows, scale, bound) for run, plain, rows in cases)
+
+
+def _agrees(
+    run: Callable[..., Part] | None,
+    plain: Callable[..., Part],
+    rows: tuple[torch.Tensor, ...],
+    scale: float,
+    bound: float,
+) -> bool:
+    if run is None:
+        return False
+    try:
+        out, lse = run(*rows, scale)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        return False
+    exact, exact_lse = plain(*(x.float() for x in rows), scale)
+    close = (out.float() - exact).abs().max() <= bound * exact.abs().max()
+    return bool(close) and bool((lse - exact_lse).abs().max() <= bound)
+
+
+def path_names() -> dict[str, str]:
+    """Dtype -> path for a usual shape (head_dim 128, groups of 4) on the current GPU."""
+    from longctx.shapes import PRESETS
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    shape = PRESETS["qwen3-4b"]
+    return {
+        f"cuda {name}": choose_cuda_path(device, dtype, shape).name
+        for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32))
+    }

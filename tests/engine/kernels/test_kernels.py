@@ -1,0 +1,69 @@
+"""The kernels give what plain arithmetic gives: on a GPU, and on a CPU by Triton's interpreter."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from tests.engine.kernels import kernel_cases
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+BF16 = torch.bfloat16
+QWEN3_4B = (32, 8, 128)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_TRITON, reason="needs Triton, which PyTorch for CUDA brings")
+def test_the_interpreter_computes_what_arithmetic_says() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.engine.kernels.kernel_cases"],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("ok ") == len(list(kernel_cases.small_cases()))
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize(("name", "arguments"), list(kernel_cases.small_cases("cuda")))
+def test_odd_sizes_on_the_gpu(name: str, arguments: tuple[Any, ...]) -> None:
+    torch.manual_seed(0)
+    getattr(kernel_cases, name)("cuda", *arguments)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("norm_case", (4096, 2560, BF16)),
+        ("gated_case", (4096, 9728, BF16)),
+        ("merge_case", (4096, 32, 128, 6, BF16)),
+        ("gemv_case", (6144, 2560, BF16, True, False, False, False)),
+        ("gemv_case", (9728, 2560, BF16, True, True, False, False)),
+        ("gemv_case", (2560, 9728, BF16, False, False, False, True)),
+        ("gemv_case", (151_936, 2560, BF16, True, False, False, False)),
+        ("rotate_case", (QWEN3_4B, 4096, 70_000, 4096, "bfloat16", BF16, True)),
+        ("rotate_case", (QWEN3_4B, 1, 70_000, 1, "int8", BF16, True)),
+        ("rotate_case", (QWEN3_4B, 1, 70_000, 1, "fp8", BF16, True)),
+        ("attention_case", (QWEN3_4B, 1, 131_100, None, 33, "bfloat16", BF16)),
+        ("attention_case", (QWEN3_4B, 5000, 131_100, None, 33, "bfloat16", BF16)),
+        ("attention_case", (QWEN3_4B, 131_072, 131_100, None, 33, "bfloat16", BF16)),
+        ("attention_case", (QWEN3_4B, 131_072, 131_100, None, 33, "int8", BF16)),
+        ("attention_case", (QWEN3_4B, 131_072, 131_100, None, 33, "fp8", BF16)),
+        ("attention_case", (QWEN3_4B, 131_072, 131_100, 4096, 33, "bfloat16", BF16)),
+    ],
+)
+def test_real_sizes_on_the_gpu(name: str, arguments: tuple[Any, ...]) -> None:
+    torch.manual_seed(0)
+    getattr(kernel_cases, name)("cuda", *arguments)
