@@ -12,6 +12,7 @@ that grows keeps the blocks of its earlier, smaller turns: none of them is large
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ _SMALL_SEGMENT = 2 * MIB
 _LARGE_SEGMENT = 20 * MIB
 _MIN_LARGE = 10 * MIB
 _ROUND_LARGE = 2 * MIB
+
+Segment = tuple[bool, Sequence[tuple[int, bool]]]
 
 
 class CapReached(Exception):
@@ -60,6 +63,30 @@ class CachingAllocator:
         self._numbers = 0
         # (size, number, block), sorted; numbers differ, so blocks are never compared
         self._free: dict[bool, list[Any]] = {True: [], False: []}
+
+    @classmethod
+    def from_segments(cls, segments: Iterable[Segment]) -> CachingAllocator:
+        """A double of an allocator that exists, to ask what a step would make it reserve.
+
+        Args:
+            segments: (is small, [(block size, is in use), ...] in the order of their addresses).
+        """
+        allocator = cls()
+        for small, blocks in segments:
+            before: _Block | None = None
+            for size, in_use in blocks:
+                block = allocator._block(size, small)
+                block.before = before
+                if before is not None:
+                    before.after = block
+                before = block
+                allocator.reserved_bytes += size
+                if in_use:
+                    allocator.allocated_bytes += size
+                else:
+                    allocator._put(block)
+        allocator.reset_peaks()
+        return allocator
 
     def allocate(self, size: int) -> _Block:
         """A block of at least `size` bytes.
