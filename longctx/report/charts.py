@@ -22,6 +22,7 @@ from longctx.units import GB
 
 MAX_SAMPLES = 100_000  # on one page, over all curves: about 0.6 MB
 _MAX_STEPS = 4_000
+_AFTER_STOP_S = 2.0
 
 PART_NAMES = {
     "baseline": "before the run",
@@ -48,10 +49,10 @@ def part_name(name: str) -> str:
 
 
 def memory_series(
-    series: Series, label: str, colour: int, budget: int, full_from_s: float | None
+    series: Series, label: str, colour: int, budget: int, full_s: tuple[float, float] | None
 ) -> dict[str, Any]:
-    """One pool's usage, packed; thinned to about `budget` samples, full from `full_from_s` on."""
-    keep = keep_indices(series.t_s, series.used, budget, full_from_s)
+    """One pool's usage, packed; thinned to about `budget` samples, whole within `full_s`."""
+    keep = keep_indices(series.t_s, series.used, budget, full_s)
     highest = max((v for v in series.used if v == v), default=None)
     packed = pack(series.t_s, series.used, keep, quantum_of(highest), GB)
     return {"label": label, "colour": colour, "packed": packed}
@@ -90,15 +91,14 @@ def memory_chart(summary: Summary, timeline: Timeline, chart_id: str = "memory")
     if main is None or not timeline.samples:
         return None
     others = [name for name in timeline.pools if name != main and timeline.pools[name].t_s]
-    tail_from = None if timeline.stop_s is None else timeline.stop_s - LAST_SECONDS
+    stop_s = timeline.stop_s
+    tail = None if stop_s is None else (stop_s - LAST_SECONDS, stop_s + _AFTER_STOP_S)
     budget = MAX_SAMPLES // (1 + len(others))
-    series = [
-        memory_series(timeline.pools[main], f"{printable(main, 24)} used", 0, budget, tail_from)
-    ]
+    series = [memory_series(timeline.pools[main], f"{printable(main, 24)} used", 0, budget, tail)]
     series[0]["fill"] = True
     for place, name in enumerate(others):
         label = f"{printable(name, 24)} used"
-        series.append(memory_series(timeline.pools[name], label, 2 + place, budget, tail_from))
+        series.append(memory_series(timeline.pools[name], label, 2 + place, budget, tail))
     marks = [
         {"from": round(span.start_s, 3), "to": span.end_s, "value": span.predicted_peak_bytes / GB}
         for span in timeline.spans
@@ -143,7 +143,7 @@ def tail_chart(summary: Summary, timeline: Timeline) -> Chart | None:
     main = timeline.main_pool(summary)
     if main is None or timeline.stop_s is None:
         return None
-    until = timeline.stop_s + 2.0
+    until = timeline.stop_s + _AFTER_STOP_S
     start = timeline.stop_s - LAST_SECONDS
     source = timeline.pools[main]
     inside = [i for i, t in enumerate(source.t_s) if start <= t <= until]

@@ -9,13 +9,13 @@ from typing import Any
 from longctx.report.blocks import Page, Section, Table, Text, Tile
 from longctx.report.many_page import Run, many_sections, name_runs, pair_sentence
 from longctx.report.run_page import run_subtitle
-from longctx.report.text import number, printable
+from longctx.report.text import gb, number, printable, seconds
 from longctx.report.timeline import Timeline, read_timeline
 from longctx.report.verdict import Summary, part
 
 _RATIOS = {
     "wall": "Time",
-    "peak": "Peak memory",
+    "peak": "The run's own peak",
     "prefill": "Prefill time",
     "decode": "Decode time",
 }
@@ -33,7 +33,7 @@ def compare_page(data: Mapping[str, Any], folder: Path) -> Page:
     verdict = data.get("verdict")
     sentence = printable(verdict) if isinstance(verdict, str) else pair_sentence(*runs)
     return Page(
-        title=f"{runs[0].about or 'A'} against {runs[1].about or 'B'}",
+        title=_title(data, runs),
         subtitle=" | ".join(dict.fromkeys(run_subtitle(run.summary) for run in runs)),
         status=status,
         word=word,
@@ -44,6 +44,13 @@ def compare_page(data: Mapping[str, Any], folder: Path) -> Page:
         sections=[s for s in [*_own_sections(data, checks), *many_sections(runs)] if s.blocks],
         footer="Made by longctx. Sizes are decimal: 1 GB = 10^9 bytes. Ratios are B over A.",
     )
+
+
+def _title(data: Mapping[str, Any], runs: list[Run]) -> str:
+    names = data.get("names")
+    if isinstance(names, list) and len(names) == 2 and names != ["a", "b"]:
+        return f"{printable(names[1], 60)} against {printable(names[0], 60)}"
+    return f"{runs[1].about or 'B'} against {runs[0].about or 'A'}"
 
 
 def timeline_of(summary: Summary, folder: Path) -> Timeline:
@@ -132,8 +139,26 @@ def _own_sections(data: Mapping[str, Any], checks: list[Mapping[str, Any]]) -> l
     )
     return [
         Section("checks", "Checks", [table] if check_rows else []),
-        Section("ratios", "Ratios", blocks),
+        Section("ratios", "Ratios", [*blocks, *_repeats(data)]),
     ]
+
+
+def _repeats(data: Mapping[str, Any]) -> list[Any]:
+    """Every run behind the medians, where a side ran more than once."""
+    runs = part(data, "runs")
+    rows = [
+        [
+            side.upper(), str(place + 1), printable(run.get("status") or "n/a").replace("_", " "),
+            seconds(run.get("wall_s")), gb(run.get("peak_used_bytes"), 3, unit=False),
+        ]
+        for side in ("a", "b")
+        for place, run in enumerate(runs.get(side) or [])
+        if isinstance(run, Mapping)
+    ]  # fmt: skip
+    if len(rows) <= 2:
+        return []
+    header = ["side", "run", "result", "wall s", "own peak GB"]
+    return [Table("Every run behind these ratios", header, rows, left=3)]
 
 
 def _difference(value: Any) -> str:

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from longctx.errors import LongctxError
 from longctx.report.blocks import Chart, Page, Section, Table, Tile
 from longctx.report.compare_page import result_word
 from longctx.report.run_sections import again_blocks, error_of
+from longctx.report.runs import load_run
 from longctx.report.text import count, gb, number, printable, seconds
 from longctx.report.verdict import part
 from longctx.units import GB
@@ -16,43 +18,67 @@ from longctx.units import GB
 
 def findmax_page(data: Mapping[str, Any], folder: Path) -> Page:
     """The page about one find-max document."""
-    largest, smallest = (
-        number(data.get("largest_passing_tokens")),
-        number(data.get("smallest_failing_tokens")),
-    )
-    limited = printable(data.get("limited_by") or "nothing that was tried")
+    trials = [trial for trial in data.get("trials") or [] if isinstance(trial, Mapping)]
+    largest = number(data.get("largest_passing_tokens"))
+    smallest = number(data.get("smallest_failing_tokens"))
+    limited = printable(data.get("limited_by") or "nothing that was tried").replace("_", " ")
     if largest is None:
         sentence = "No length that was tried passed."
     elif smallest is None:
         sentence = f"{count(largest)} tokens hold, and nothing longer failed."
     else:
         sentence = f"{count(largest)} tokens hold; {count(smallest)} do not."
-    trials = [trial for trial in data.get("trials") or [] if isinstance(trial, Mapping)]
-    finished = data.get("complete", data.get("finished")) is not False
-    config = part(data, "config")
-    model = printable(config.get("model") or data.get("model") or "this model")
+    unfinished = data.get("finished") is False
+    facts = {**_first_run(trials, folder), **{k: v for k, v in data.items() if v is not None}}
+    config = part(facts, "config")
+    missing = [printable(data["unfinished_because"])] if data.get("unfinished_because") else []
     return Page(
-        title=f"The longest context of {model}",
+        title=f"The longest context of {printable(config.get('model') or 'this model')}",
         subtitle=" · ".join(
-            printable(config[key]) for key in ("mode", "device", "dtype") if config.get(key)
+            printable(config[key]) for key in ("mode", "attention") if config.get(key)
         ),
-        status="passed" if largest is not None else "stopped",
-        word="FOUND"
-        if finished and largest is not None
-        else "UNFINISHED"
-        if not finished
-        else "NOT FOUND",
+        status="stopped" if largest is None else "interrupted" if unfinished else "passed",
+        word="UNFINISHED" if unfinished else "FOUND" if largest is not None else "NOT FOUND",
         verdict=sentence,
-        reason=f"Limited by: {limited}." if data.get("limited_by") else "",
-        tiles=[
-            Tile("Largest that passed", count(largest), "tokens", "good" if largest else "bad"),
-            Tile("Smallest that failed", count(smallest), "tokens"),
-            Tile("Limited by", limited.replace("_", " ")),
-            Tile("Trials", str(len(trials)), f"in {printable(folder)}"),
-        ],
-        sections=[s for s in _sections(data, trials) if s.blocks],
-        footer="Made by longctx. Sizes are decimal: 1 GB = 10^9 bytes.",
+        reason=f"Limited by {limited}." if data.get("limited_by") else "",
+        missing=missing,
+        notes=[printable(note) for note in data.get("notes") or []],
+        tiles=_tiles(data, trials, limited),
+        sections=[s for s in _sections(facts, trials) if s.blocks],
+        footer=f"Made by longctx from {printable(folder)}. Sizes are decimal: 1 GB = 10^9 bytes.",
     )
+
+
+def _tiles(data: Mapping[str, Any], trials: list[Mapping[str, Any]], limited: str) -> list[Tile]:
+    largest, planned = data.get("largest_passing_tokens"), data.get("predicted_tokens")
+    error, resolution = number(data.get("prediction_error")), data.get("resolution_tokens")
+    steps = f"to within {count(resolution)} tokens" if number(resolution) is not None else ""
+    tiles = [
+        Tile("Largest that passed", count(largest), "tokens", "good" if largest else "bad"),
+        Tile("Smallest that failed", count(data.get("smallest_failing_tokens")), "tokens"),
+        Tile("Limited by", limited),
+        Tile("Trials", str(len(trials)), steps),
+    ]
+    if number(planned) is not None:
+        off = f"{error * 100:+.1f} % off" if error is not None else "tokens"
+        tiles.insert(2, Tile("Predicted", count(planned), off))
+    return tiles
+
+
+def _first_run(trials: list[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
+    """Settings and ceiling from the first trial whose record is there; empty where none is."""
+    for trial in trials:
+        place = trial.get("directory") or trial.get("record")
+        if not isinstance(place, str):
+            continue
+        for run in (Path(place), folder / place, folder / Path(place).name):
+            try:
+                summary = load_run(run)
+            except LongctxError:
+                continue
+            ceiling = part(summary, "limits").get("ceiling_bytes")
+            return {"config": part(summary, "config"), "ceiling_bytes": ceiling}
+    return {}
 
 
 def trial_passed(trial: Mapping[str, Any]) -> bool | None:

@@ -117,12 +117,11 @@ def _sentence(summary: Summary, status: str | None) -> str:
 def recall_text(summary: Summary) -> str:
     """`1 of 1 secret found`, with the answer where one was missed."""
     recall = part(summary, "recall")
-    if part(summary, "model").get("random_weights"):
-        return "not scored: random weights cannot recall"
-    if recall.get("passed") is None and not recall.get("answer"):
+    if recall.get("passed") is None and recall.get("answer") is None:
         return "not reached: the question was never answered"
     if recall.get("scored") is False:
-        return "not scored"
+        random = part(summary, "model").get("random_weights")
+        return "not scored: random weights cannot recall" if random else "not scored"
     secrets = [entry for entry in recall.get("secrets") or [] if isinstance(entry, Mapping)]
     found = sum(bool(entry.get("found")) for entry in secrets)
     text = f"{found} of {len(secrets)} {'secret' if len(secrets) == 1 else 'secrets'} found"

@@ -44,7 +44,7 @@ def test_a_comparison_shows_ratios_checks_and_the_first_difference(tmp_path, com
     html = render(page)
     reader = Reader(html)
     assert (page.status, page.word) == ("failed", "CHECK FAILED")
-    assert reader.tables["Ratios of B to A"][2] == ["Peak memory", "0.22x", "0.20x", "0.24x"]
+    assert reader.tables["Ratios of B to A"][2] == ["The run's own peak", "0.22x", "0.20x", "0.24x"]
     assert reader.tables["Thresholds that were asked for"][2] == [
         "max-peak-ratio",
         "failed",
@@ -75,6 +75,33 @@ def test_a_moved_comparison_finds_the_records_beside_it(tmp_path, comparison):
         comparison[key]["record"] = {"directory": f"/elsewhere/{name}"}
     page = page_of([write(tmp_path / "compare.json", comparison)])
     assert not page.missing
+
+
+def test_repeats_are_listed_behind_their_medians(tmp_path, comparison):
+    row = {"status": "passed", "wall_s": 3.0, "peak_used_bytes": 2_500_000_000}
+    comparison |= {
+        "names": ["old", "new"],
+        "runs": {"a": [row, row], "b": [row, {**row, "status": "stopped"}]},
+    }
+    page = page_of([write(tmp_path / "compare.json", comparison)])
+    assert page.title == "new against old"
+    rows = Reader(render(page)).tables["Every run behind these ratios"]
+    assert rows[4] == ["B", "2", "stopped", "3.00", "2.500"]
+
+
+def test_a_search_takes_model_and_ceiling_from_its_first_record_and_says_why_it_ended(tmp_path):
+    write_record(tmp_path / "0008000")
+    document = findmax() | {
+        "ceiling_bytes": None,
+        "finished": False,
+        "unfinished_because": "time",
+        "notes": ["n"],
+    }
+    document["trials"][0]["directory"] = "/elsewhere/0008000"
+    page = page_of([write(tmp_path / "find-max.json", document)])
+    assert page.title == "The longest context of shape:qwen3-4b"
+    assert (page.word, page.missing, page.notes) == ("UNFINISHED", ["time"], ["n"])
+    assert next(charts_of(page)).spec["lines"][0]["value"] == 116.0
 
 
 def findmax():

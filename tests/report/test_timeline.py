@@ -59,16 +59,18 @@ def test_damaged_lines_and_unreadable_values_do_not_stop_the_reading(tmp_path):
     gaps=st.lists(st.floats(0.0, 9.0), min_size=400, max_size=400),
     limit=st.integers(8, 120),
 )  # fmt: skip
-def test_thinning_keeps_both_ends_the_extremes_and_the_whole_tail(values, gaps, limit):
+def test_thinning_keeps_both_ends_the_extremes_and_the_whole_of_the_last_seconds(
+    values, gaps, limit
+):
     t_s = [sum(gaps[: i + 1]) for i in range(len(values))]
-    tail_from = t_s[-1] - 5.0
-    kept = list(keep_indices(t_s, values, limit, tail_from))
+    full = t_s[-1] - 12.0, t_s[-1] - 5.0
+    kept = list(keep_indices(t_s, values, limit, full))
     assert kept == sorted(set(kept))
     assert kept[0] == 0
     assert kept[-1] == len(values) - 1
-    tail = [i for i in range(len(values)) if t_s[i] >= tail_from]
+    tail = [i for i in range(len(values)) if full[0] <= t_s[i] <= full[1]]
     assert set(tail) <= set(kept)
-    assert len(kept) <= limit + 3 + len(tail)
+    assert len(kept) <= limit + 6 + len(tail)
     known = [v for v in values if v == v]
     if known:
         there = [values[i] for i in kept if values[i] == values[i]]

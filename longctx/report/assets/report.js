@@ -148,7 +148,7 @@
     const spec = specs[figureElement.id], host = figureElement.querySelector(".plot");
     const data = tables(spec), x = data[0];
     const height = () => (innerWidth < 560 ? 250 : spec.height ?? 330);
-    const full = spec.range ?? (spec.x.whole ? [x[0] - 0.6, x[x.length - 1] + 0.6] : [Math.min(0, x[0]), Math.max(x[x.length - 1], x[0] + 1e-3)]);
+    const full = spec.range ?? (spec.x.whole ? [x[0] - 0.6, x[x.length - 1] + 0.6] : [Math.min(0, x[0]), Math.max(x[x.length - 1] * (spec.x.clock ? 1 : 1.015), x[0] + 1e-3)]);
     const tip = document.createElement("div");
     tip.className = "tip"; tip.setAttribute("role", "status");
     const u = new uPlot({
