@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,22 @@ class Ledger:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Replace a JSON file in one step: a reader sees the old one or the new one.
+
+    Raises:
+        LongctxError: the disk does not take it.
+    """
+    temporary = path.with_name(path.name + ".part")
+    try:
+        temporary.write_text(
+            json.dumps(document, ensure_ascii=False, indent=1, default=str), "utf-8"
+        )
+        temporary.replace(path)
+    except OSError as error:
+        raise LongctxError(f"{path} cannot be written: {error}.") from None
 
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:

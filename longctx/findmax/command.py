@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -53,7 +54,7 @@ def find_max(
     if resolution < 1 or max_trials < 1 or repeats < 1:
         raise UsageError("--resolution, --max-trials and --repeats are 1 or more.")
     config, _ = load_config(config_file, flags=dict(flags))
-    bounds = search_bounds(config, resolution, most)
+    bounds, ceiling = search_bounds(config, resolution, most)
     if directory is None:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         directory = Path("longctx-runs") / f"{stamp}-find-max"
@@ -67,12 +68,17 @@ def find_max(
         max_trials=max_trials,
         limit_time_s=limit_time_s,
         repeats=repeats,
+        facts={"config": config.as_dict(), "argv": sys.argv, "ceiling_bytes": ceiling},
     )
     return FindMax(options, bounds, say=say).search()
 
 
-def search_bounds(config: RunConfig, resolution: int, most: int | None) -> Bounds:
-    """From the smallest conversation to the model's last position, and what the plan says."""
+def search_bounds(config: RunConfig, resolution: int, most: int | None) -> tuple[Bounds, int]:
+    """From the smallest conversation to the model's last position, and what the plan says.
+
+    Returns:
+        The bounds, and the ceiling that the plan was made for.
+    """
     small = replace(config, target_tokens=smallest_target(config.max_answer_tokens) + resolution)
     question = ask(small, Other()).question
     positions = question.shape.max_positions
@@ -90,13 +96,14 @@ def search_bounds(config: RunConfig, resolution: int, most: int | None) -> Bound
     planned = largest(
         replace(question, most_tokens=limit), question.settings, config.chunk_tokens, peak
     )
-    return Bounds(
+    bounds = Bounds(
         smallest=min(small.target_tokens, limit),
         most=limit,
         planned=planned or 0,
         forced=config.force,
         resolution=resolution,
     )
+    return bounds, question.ceiling_bytes
 
 
 def print_find_max(document: Mapping[str, Any], console: Console) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 
 from longctx.errors import LongctxError, UsageError
 from longctx.findmax.search import Bounds, Outcome, next_target, verdict
-from longctx.ledger import Ledger, read_ledger
+from longctx.ledger import Ledger, read_ledger, write_json
 from longctx.trials import Trial, read_trial, run_trial, trial_name
 from longctx.units import format_bytes, format_seconds, format_tokens
 
-LEDGER = "find-max.jsonl"
+LEDGER, DOCUMENT = "find-max.jsonl", "find-max.json"
 SCHEMA = 1
 # A run that ended in one of these ways says nothing about its size.
 _SAYS_NOTHING = ("error", "interrupted")
@@ -30,6 +30,7 @@ class FindMaxOptions:
     Args:
         flags: settings that every run gets, as the user gave them.
         repeats: runs per size; a size passes if all of them do.
+        facts: about the search, repeated in its document (config, argv, ceiling_bytes).
     """
 
     directory: Path
@@ -38,6 +39,7 @@ class FindMaxOptions:
     max_trials: int = 40
     limit_time_s: float | None = None
     repeats: int = 1
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -76,8 +78,10 @@ class FindMax:
                 if why is not None:
                     break
                 self._try(ledger, target)
+                self._store(self.document(finished=False, unfinished_because="still running"))
             document = self.document(finished=why is None, unfinished_because=why)
             ledger.write("ended", **{k: v for k, v in document.items() if k != "trials"})
+            self._store(document)
         finally:
             ledger.close()
         return document
@@ -117,7 +121,11 @@ class FindMax:
             "notes": list(known.notes),
             "trials": list(self.trials),
             "directory": str(self.options.directory),
+            **self.options.facts,
         }
+
+    def _store(self, document: Mapping[str, Any]) -> None:
+        write_json(self.options.directory / DOCUMENT, document)
 
     def _identity(self) -> dict[str, Any]:
         flags = {k: v for k, v in self.options.flags.items() if v is not None and k != "force"}

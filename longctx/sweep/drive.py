@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -12,7 +11,7 @@ from typing import Any
 
 from longctx.compare.document import turns
 from longctx.errors import LongctxError, UsageError
-from longctx.ledger import Ledger, read_ledger
+from longctx.ledger import Ledger, read_ledger, write_json
 from longctx.sweep.grid import Cell, cost_tokens
 from longctx.trials import Trial, read_trial, run_trial, trial_name
 from longctx.units import format_bytes, format_seconds
@@ -64,6 +63,7 @@ class Sweep:
                 eta = spent_s / spent_cost * left if spent_cost else None
                 started = time.monotonic()
                 self._cell(ledger, cell, eta)
+                write_json(self.directory / DOCUMENT, self.document())
                 cost = cost_tokens(cell, self.base)
                 spent_s, spent_cost = spent_s + time.monotonic() - started, spent_cost + cost
                 left -= cost
@@ -71,10 +71,7 @@ class Sweep:
             ledger.write("ended", cells=len(document["cells"]))
         finally:
             ledger.close()
-        text = json.dumps(document, ensure_ascii=False, indent=1)
-        temporary = self.directory / (DOCUMENT + ".part")
-        temporary.write_text(text, "utf-8")
-        temporary.replace(self.directory / DOCUMENT)
+        write_json(self.directory / DOCUMENT, document)
         return document
 
     def document(self) -> dict[str, Any]:
