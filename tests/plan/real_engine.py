@@ -44,7 +44,8 @@ def step_peak_bytes(engine: Engine, context: int, new: int) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
         engine.extend(ids[context:])
     held = peak = 0
-    assert run.profiler is not None and run.profiler.kineto_results is not None
+    assert run.profiler is not None
+    assert run.profiler.kineto_results is not None
     for event in run.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
