@@ -9,6 +9,7 @@ import torch
 
 from longctx.engine.attention.path import Path
 from longctx.engine.cache import KvCache
+from longctx.engine.decode_graph import GraphDecoder, usable
 from longctx.engine.model import Model
 from longctx.errors import UsageError
 from longctx.shapes import ModelShape
@@ -41,6 +42,8 @@ class Engine:
     def __init__(self, model: Model, kv_dtype: str, path: Path, allow_long: bool = False) -> None:
         self.model, self.path, self.allow_long = model, path, allow_long
         self.cache = KvCache(model.shape, kv_dtype, model.dtype, model.device)
+        self._decodes_by_graph = usable(model, path)
+        self._decoder: GraphDecoder | None = None
 
     @property
     def shape(self) -> ModelShape:
@@ -101,28 +104,54 @@ class Engine:
         Raises:
             UsageError: no ids, an id outside the vocabulary, or more than the model's positions.
         """
-        tokens = self._checked(ids)
+        self._check(ids)
         total = len(ids)
         check_positions(self.shape, self.length + total, self.allow_long)
         size = step_tokens or total
         if self.length + total > self.capacity:
             self.reserve(self.length + total)
+        tokens = torch.tensor(ids, dtype=torch.long).to(self.model.device)
         logits: torch.Tensor | None = None
         for start in range(0, total, size):
             part = tokens[start : start + size]
             step = Step(len(part), self.length, start + size >= total)
             if before_step:
                 before_step(step)
-            logits = self.model.forward(part, self.cache, self.length, self.path, step.is_last)
+            if step.tokens == 1 and self._decodes_by_graph:
+                logits = self._graph().feed(ids[start], self.length).logits.clone()
+            else:
+                logits = self.model.forward(part, self.cache, self.length, self.path, step.is_last)
             self.cache.advance(len(part))
             if after_step:
                 after_step(step)
         assert logits is not None
         return logits
 
+    @torch.inference_mode()
     def next_id(self, token_id: int) -> int:
-        """Feeds one id and returns the most likely next one (greedy; the lowest id among equals)."""
-        return int(self.extend([token_id]).argmax())
+        """Feeds one id and returns the most likely next one, chosen on the device."""
+        if not self._decodes_by_graph:
+            return int(self.extend([token_id]).argmax())
+        self._check([token_id])
+        check_positions(self.shape, self.length + 1, self.allow_long)
+        if self.length + 1 > self.capacity:
+            self.reserve(self.length + 1)
+        chosen = self._graph().feed_and_choose(token_id, self.length)
+        self.cache.advance(1)
+        return chosen
+
+    def _graph(self) -> GraphDecoder:
+        """The captured graph, captured when it is first needed and again when the cache moved."""
+        if self._decoder is None or not self._decoder.fits(self.cache):
+            self._decoder = None  # its buffers go before new ones are made
+            self._decoder = GraphDecoder(self.model, self.cache)
+        return self._decoder
+
+    def warm_up(self) -> None:
+        """Compiles and captures the decode graph now, where there is one; needs room for a token."""
+        if self._decodes_by_graph and self.length < self.capacity:
+            with torch.inference_mode():
+                self._graph()
 
     def truncate(self, length: int) -> None:
         """Forgets every token from position `length` on; the room stays.
@@ -134,13 +163,15 @@ class Engine:
 
     def release(self) -> None:
         """Gives the cache's memory back to the allocator; the cache is empty afterwards."""
+        self._decoder = None
         self.cache.release()
 
     def close(self) -> None:
         """Frees the cache for good."""
+        self._decoder = None
         self.cache.close()
 
-    def _checked(self, ids: Sequence[int]) -> torch.Tensor:
+    def _check(self, ids: Sequence[int]) -> None:
         if len(ids) == 0:
             raise UsageError("There are no tokens to feed.")
         low, high = min(ids), max(ids)
@@ -150,7 +181,6 @@ class Engine:
                 f"{self.shape.vocab}.",
                 hint="The tokenizer does not belong to this model.",
             )
-        return torch.tensor(ids, dtype=torch.long).to(self.model.device)
 
 
 def check_positions(shape: ModelShape, tokens: int, allow_long: bool) -> None:

@@ -140,6 +140,7 @@ def load(request: LoadRequest, talk: Talk) -> tuple[Engine, StepPolicy, StepMete
         progress=_throttled(talk),
     )
     engine.reserve(capacity)
+    engine.warm_up()
     policy = StepPolicy(
         prefill_step=None if request.prefill_step == "whole" else int(request.prefill_step),
         dtype=request.dtype,

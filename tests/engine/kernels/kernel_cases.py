@@ -99,7 +99,7 @@ def rotate_case(
         assert plain.scales is not None
         near(mine.scales, plain.scales, 2e-3)
     elif kv_dtype == "fp8":
-        # the interpreter rounds ties its own way; truncation would be 6e-2
+        # the interpreter loses the carry into the exponent; truncation would be 6e-2
         near(mine.block[:, 1].float(), plain.block[:, 1].float(), 3.5e-2)
         assert torch.equal(mine.block[:, 0].view(torch.uint8), plain.block[:, 0].view(torch.uint8))
     else:

@@ -6,11 +6,13 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
+from tests.engine.checkpoints import Checkpoint
 from tests.engine.kernels import kernel_cases
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -31,6 +33,38 @@ def test_the_interpreter_computes_what_arithmetic_says() -> None:
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("ok ") == len(list(kernel_cases.small_cases()))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_TRITON, reason="needs Triton, which PyTorch for CUDA brings")
+@pytest.mark.parametrize(
+    ("family", "kv_dtype", "bound", "changes"),
+    [
+        ("Qwen3", "float32", 1e-5, {}),
+        ("Qwen3", "int8", 0.03, {}),
+        ("Qwen2", "float32", 1e-5, {"head_dim": 12, "hidden_size": 96}),
+        ("Mistral", "float32", 1e-5, {"sliding_window": 9}),
+        ("Llama", "float32", 1e-5, {"attention_bias": True, "tie_word_embeddings": False}),
+    ],
+)
+def test_a_whole_model_through_the_interpreter(
+    family: str,
+    kv_dtype: str,
+    bound: float,
+    changes: dict[str, Any],
+    checkpoint: Callable[..., Checkpoint],
+) -> None:
+    made = checkpoint(family, **changes)
+    program = [sys.executable, "-m", "tests.engine.kernels.whole_model"]
+    run = subprocess.run(
+        [*program, str(made.folder), kv_dtype, str(bound)],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("ok")
 
 
 @pytest.mark.gpu

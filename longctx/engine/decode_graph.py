@@ -1,0 +1,191 @@
+"""Decoding one token on CUDA as one captured graph: every kernel of the model, and the argmax.
+
+The graph holds no length: position and token live on the device, so it is captured once per cache
+and serves every length up to its capacity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from longctx.engine.attention.path import Path
+from longctx.engine.cache import KvCache
+from longctx.engine.experts import Experts
+from longctx.engine.kernels import have_triton, launch_module
+from longctx.engine.model import DenseMlp, Layer, Model
+from longctx.engine.quant import Linear
+from longctx.engine.quant.dense import DenseLinear
+
+WAVES = 2  # programs of the split kernel per multiprocessor
+MAX_GROUP = 64
+WARM_UPS = 2
+
+
+def usable(model: Model, path: Path) -> bool:
+    """Whether this model can be decoded by a graph.
+
+    Not with the unfused path (which must stay honest), nor with experts (which experts run is
+    only known on the host).
+    """
+    shape = model.shape
+    return (
+        model.device.type == "cuda"
+        and path.full is not None
+        and shape.experts == 0
+        and shape.group <= MAX_GROUP
+        and shape.head_dim <= 256
+        and have_triton()
+    )
+
+
+@dataclass
+class Buffers:
+    """Static inputs, outputs and activations of the graph; all layers share the activations."""
+
+    token: torch.Tensor
+    position: torch.Tensor
+    logits: torch.Tensor
+    following: torch.Tensor
+    stream: torch.Tensor
+    mixed: torch.Tensor
+    query: torch.Tensor
+    attended: torch.Tensor
+    active: torch.Tensor
+
+
+class GraphDecoder:
+    """Feeds single tokens through a captured graph.
+
+    Args:
+        model, cache: must be `usable`, and the cache must have room; a cache that moved needs a
+            new decoder (`fits`).
+    """
+
+    def __init__(self, model: Model, cache: KvCache) -> None:
+        self.model, self.cache = model, cache
+        self._block = cache.block
+        shape, device, dtype = model.shape, model.device, model.dtype
+        self._launch = launch_module()
+        rows = shape.query_heads * shape.head_dim
+
+        def empty(*size: int, kind: torch.dtype = dtype) -> torch.Tensor:
+            return torch.zeros(*size, dtype=kind, device=device)
+
+        self.buffers = Buffers(
+            token=empty(1, kind=torch.long),
+            position=empty(1, kind=torch.long),
+            logits=empty(shape.vocab, kind=torch.float32),
+            following=empty(1, kind=torch.long),
+            stream=empty(shape.hidden),
+            mixed=empty(rows + 2 * shape.kv_heads * shape.head_dim),
+            query=empty(1, shape.query_heads, shape.head_dim),
+            attended=empty(shape.query_heads, shape.head_dim),
+            active=empty(shape.intermediate),
+        )
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+        splits = max(WAVES * processors // shape.kv_heads, 1)
+        self._scratch = self._launch.SplitScratch.for_cache(cache, splits)
+        self._frequencies = model.rope.inverse_frequencies.to(device)
+        self._expected: tuple[int, int] | None = None  # what the device holds for the next step
+        self._graph = self._capture()
+
+    def fits(self, cache: KvCache) -> bool:
+        """Whether the graph still writes where the cache lies."""
+        return cache.block is self._block
+
+    def feed(self, token_id: int, position: int) -> Buffers:
+        """Feeds one id at a position; the buffers hold its logits and the most likely next id.
+
+        The caller advances the cache.
+        """
+        self.cache.check_room(position + 1)
+        if self._expected != (token_id, position):
+            self.buffers.token.fill_(token_id)
+            self.buffers.position.fill_(position)
+        self._graph.replay()
+        self._expected = None
+        return self.buffers
+
+    def feed_and_choose(self, token_id: int, position: int) -> int:
+        """As `feed`, and waits for the most likely next id.
+
+        The graph leaves that id and its position in its own inputs, so feeding them next copies
+        nothing.
+        """
+        chosen = int(self.feed(token_id, position).following)
+        self._expected = (chosen, position + 1)
+        return chosen
+
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        """Runs once to compile, then captures. The dry runs write to the first unused position."""
+        self.cache.check_room(self.cache.length + 1)
+        side = torch.cuda.Stream(self.model.device)
+        side.wait_stream(torch.cuda.current_stream(self.model.device))
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                self.buffers.position.fill_(self.cache.length)
+                self._step()
+        torch.cuda.current_stream(self.model.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._step()
+        return graph
+
+    def _step(self) -> None:
+        model, buffers = self.model, self.buffers
+        eps = model.shape.norm_eps
+        angles = buffers.position.to(torch.float32).unsqueeze(1) * self._frequencies
+        cos, sin = angles.cos() * model.rope.factor, angles.sin() * model.rope.factor
+        buffers.stream.copy_(model.embed.index_select(0, buffers.token)[0])
+        for index, layer in enumerate(model.layers):
+            self._layer(index, layer, cos, sin)
+        self._launch.gemv(model.head, buffers.stream, buffers.logits, norm=model.norm, eps=eps)
+        buffers.following.copy_(buffers.logits.argmax())
+        buffers.token.copy_(buffers.following)
+        buffers.position.add_(1)
+
+    def _layer(self, index: int, layer: Layer, cos: torch.Tensor, sin: torch.Tensor) -> None:
+        buffers, launch, model = self.buffers, self._launch, self.model
+        eps = model.shape.norm_eps
+        self._normed(layer.qkv, layer.input_norm, buffers.mixed)
+        launch.rotate_and_store(
+            buffers.mixed[None], buffers.query, self.cache, index, layer.qk_norms, eps, cos, sin,
+            buffers.position,
+        )  # fmt: skip
+        launch.decode_attention(
+            buffers.query[0], self.cache, index, buffers.position, layer.window, model.scale,
+            self._scratch, buffers.attended,
+        )  # fmt: skip
+        self._add(layer.o, buffers.attended.view(-1))
+        mlp = layer.mlp
+        assert isinstance(mlp, DenseMlp)
+        assert not isinstance(mlp, Experts)
+        if isinstance(mlp.gate_up, DenseLinear):
+            launch.gemv(
+                mlp.gate_up.weight, buffers.stream, buffers.active, norm=layer.post_norm, eps=eps,
+                gated=True,
+            )  # fmt: skip
+        else:
+            rows = launch.rms_norm(buffers.stream[None], layer.post_norm, eps)
+            buffers.active.copy_(launch.gated(mlp.gate_up(rows), mlp.width)[0])
+        self._add(mlp.down, buffers.active)
+
+    def _normed(self, linear: Linear, norm: torch.Tensor, out: torch.Tensor) -> None:
+        """out = linear(RMSNorm(stream))."""
+        launch, eps = self._launch, self.model.shape.norm_eps
+        if isinstance(linear, DenseLinear):
+            launch.gemv(
+                linear.weight, self.buffers.stream, out, norm=norm, eps=eps, bias=linear.bias
+            )
+        else:
+            out.copy_(linear(launch.rms_norm(self.buffers.stream[None], norm, eps))[0])
+
+    def _add(self, linear: Linear, rows: torch.Tensor) -> None:
+        """stream += linear(rows)."""
+        stream = self.buffers.stream
+        if isinstance(linear, DenseLinear):
+            self._launch.gemv(linear.weight, rows, stream, bias=linear.bias, residual=stream)
+        else:
+            stream += linear(rows[None])[0]
