@@ -234,9 +234,9 @@ def parts_chart(summary: Summary) -> Chart | None:
 
 
 def speed_points(summary: Summary, timeline: Timeline) -> tuple[list[int], list[float]]:
-    """Prefill rate against tokens in the cache: by step, or by turn where no step has a time."""
+    """Prefill rate against tokens in the cache after it: by step, or by turn where no step has a time."""
     timed = [
-        (step.context_tokens, step.tokens, step.elapsed_s)
+        (step.context_tokens + step.tokens, step.tokens, step.elapsed_s)
         for step in timeline.steps
         if step.phase == "prefill" and step.elapsed_s and step.context_tokens is not None
     ]
@@ -278,7 +278,7 @@ def speed_chart(
     if not series:
         return None
     spec = {
-        "x": {"label": "tokens in the cache", "unit": "tokens"},
+        "x": {"label": "tokens in the cache after the step", "unit": "tokens"},
         "y": {"label": "prefill tokens/s", "unit": "tokens/s"},
         "series": series,
         "zero": True,

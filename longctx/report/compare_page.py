@@ -31,7 +31,7 @@ def compare_page(data: Mapping[str, Any], folder: Path) -> Page:
     status = "failed" if failed else "passed" if checks else "neutral"
     word = "CHECK FAILED" if failed else "CHECKS PASSED" if checks else "COMPARISON"
     verdict = data.get("verdict")
-    sentence = printable(verdict) if isinstance(verdict, str) else pair_sentence(*runs)
+    sentence = as_sentence(verdict) if isinstance(verdict, str) else pair_sentence(*runs)
     return Page(
         title=_title(data, runs),
         subtitle=" | ".join(dict.fromkeys(run_subtitle(run.summary) for run in runs)),
@@ -90,6 +90,12 @@ def _tiles(data: Mapping[str, Any]) -> list[Tile]:
             Tile("Answers", "identical" if same else "differ", "", "good" if same else "bad")
         )
     return tiles
+
+
+def as_sentence(text: str) -> str:
+    """The text with a capital at its start and a full stop at its end."""
+    safe = printable(text).strip()
+    return safe[:1].upper() + safe[1:] + ("" if safe.endswith((".", "!", "?")) else ".")
 
 
 def times(value: Any) -> str:

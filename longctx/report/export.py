@@ -17,8 +17,8 @@ from longctx.report.verdict import STATUS_WORDS, Summary, judge, part, prefilled
 TURN_COLUMNS = (
     "index", "kind", "new_tokens", "computed_tokens", "context_tokens", "prefill_s",
     "time_to_first_token_s", "decode_s", "prefill_tokens_per_s", "predicted_peak_bytes",
-    "peak_used_bytes", "used_after_bytes", "released_bytes", "allocated_peak_bytes",
-    "reserved_peak_bytes", "reserved_after_bytes", "inactive_split_bytes",
+    "peak_used_bytes", "used_after_bytes", "released_bytes", "worker_peak_bytes",
+    "allocated_peak_bytes", "reserved_peak_bytes", "reserved_after_bytes", "inactive_split_bytes",
 )  # fmt: skip
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 

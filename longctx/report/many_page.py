@@ -138,7 +138,7 @@ def _present(chart: Chart | None) -> list[Any]:
 def overview_table(runs: Sequence[Run]) -> Table:
     """One row a run, and the ratio of the second to the first where there are two."""
     header = [
-        "run", "result", "context", "recall", "peak GB", "headroom GB", "prefill tokens/s",
+        "run", "result", "context", "recall", "pool peak GB", "headroom GB", "prefill tokens/s",
         "decode tokens/s", "first token s", "wall s",
     ]  # fmt: skip
     rows, bad = [], set()
@@ -283,7 +283,9 @@ def differences(runs: Sequence[Run]) -> Any:
     for place, run in enumerate(runs):
         flat = dict(part(run.summary, "config").items())
         flat |= {
-            f"host {k}": v for k, v in part(run.summary, "host").items() if not isinstance(v, list)
+            f"host {k}": v
+            for k, v in part(run.summary, "host").items()
+            if k != "pid" and not isinstance(v, list)
         }
         flat["longctx"] = run.summary.get("version")
         for key, value in flat.items():

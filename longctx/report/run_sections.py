@@ -49,22 +49,29 @@ def turn_table(summary: Summary) -> Table:
     """Every turn with its tokens, times, predicted and measured peak, and what was released."""
     rows, turns = turn_rows(summary), turns_of(summary)
     reserved = any(row["reserved_peak_bytes"] is not None for row in rows)
+    own = any(row["worker_peak_bytes"] is not None for row in rows)
     header = [
         "turn", "kind", "new tokens", "computed", "context", "prefill s", "tokens/s", "first token s",
         "decode s", "predicted peak GB", "measured peak GB", "error", "after GB", "released GB",
     ]  # fmt: skip
+    if own:
+        header.append("worker peak GB")
     if reserved:
         header += ["allocated peak GB", "reserved peak GB", "split blocks GB"]
     body = []
-    for row in rows:
+    for row, turn in zip(rows, turns, strict=True):
+        predicted, measured = row["predicted_peak_bytes"], row["peak_used_bytes"]
+        whole = turn.get("complete") is not False
         cells = [
             str(row["index"]), printable(row["kind"] or "n/a", 20), count(row["new_tokens"]),
             count(row["computed_tokens"]), count(row["context_tokens"]), seconds(row["prefill_s"]),
             rate(row["prefill_tokens_per_s"]), seconds(row["time_to_first_token_s"]),
-            seconds(row["decode_s"]), _size(row["predicted_peak_bytes"]), _size(row["peak_used_bytes"]),
-            error_of(row["predicted_peak_bytes"], row["peak_used_bytes"]),
+            seconds(row["decode_s"]), _size(predicted), _size(measured),
+            error_of(predicted, measured) if whole else "n/a",
             _size(row["used_after_bytes"]), _size(row["released_bytes"]),
         ]  # fmt: skip
+        if own:
+            cells.append(_size(row["worker_peak_bytes"]))
         if reserved:
             names = ("allocated_peak_bytes", "reserved_peak_bytes", "inactive_split_bytes")
             cells += [_size(row[name]) for name in names]
@@ -187,7 +194,7 @@ def machine_blocks(summary: Summary) -> list[Any]:
     rows = [
         (name.replace("_", " "), _plain(host[name]))
         for name in host
-        if name not in {"pools", "gpus"}
+        if name not in {"pools", "gpus", "pid"}
     ]
     for pool in host.get("pools") or []:
         if isinstance(pool, Mapping):
@@ -266,10 +273,22 @@ def again_blocks(summary: Summary) -> list[Any]:
 
 
 def command_line(argv: Sequence[Any]) -> str:
-    """argv as a command to paste; the program's own path becomes `longctx`."""
+    """argv as a command to paste; the program's own path becomes `longctx`.
+
+    The run directory is left out: it holds this record already and cannot take another.
+    """
     words = [str(word) for word in argv]
-    if PurePath(words[0]).name in {"longctx", "__main__.py"}:
+    if PurePath(words[0]).name in {"longctx", "__main__.py", "entry.py"}:
         words[0] = "longctx"
     elif words[0] in {"run", "compare", "sweep", "find-max"}:
         words.insert(0, "longctx")
-    return printable(shlex.join(words))
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if skip:
+            skip = False
+        elif word == "--output-dir":
+            skip = True
+        elif not word.startswith("--output-dir="):
+            kept.append(word)
+    return printable(shlex.join(kept))

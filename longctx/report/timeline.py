@@ -44,7 +44,7 @@ class Step:
     """One step that the worker finished.
 
     Attributes:
-        context_tokens: tokens in the cache when it was asked for.
+        context_tokens: tokens in the cache before it.
         reserved_bytes: the caching allocator's reserved memory after it; None on a CPU.
     """
 

@@ -105,7 +105,7 @@ def make_events(
     add(0.05, "worker_started", pid=4242)
     load_s = 3.0
     total_s = load_s + turn_s * ((stop_turn + 0.6) if stop_turn is not None else len(plan))
-    step = total_s / max(samples, 1)
+    apart = total_s / max(samples, 1)
     marks: list[tuple[float, str, dict[str, Any]]] = [
         (load_s, "loaded", {
             "load_s": load_s, "weight_bytes": WEIGHTS, "kv_bytes": KV_PER_TOKEN * target,
@@ -163,6 +163,10 @@ def make_events(
             )
             break
         prefill = turn_s * 0.6
+        before = 0 if mode == "reprefill" else turn["context_tokens"] - turn["new_tokens"]
+        step = {"ask": ask["ask"], "phase": "prefill", "tokens": turn["computed_tokens"],
+                "context_tokens": before, "elapsed_s": prefill, "allocator": None}  # fmt: skip
+        marks.append((start + prefill, "step", step))
         entry = {
             **{k: v for k, v in turn.items() if k != "parts"},
             "generated_ids": [1, 2, 3], "text": f"The secret key is {secret if recalled else 'unknown'}."
@@ -177,7 +181,7 @@ def make_events(
         done.append(entry)
         marks.append((start + turn_s * 0.95, "turn_done", entry))
     for n in range(samples):
-        t = n * step
+        t = n * apart
         marks.append((t, "sample", sample_at(t, plan, load_s, turn_s, base, stop_turn)))
     marks.sort(key=lambda mark: mark[0])
     for t, name, fields in marks:

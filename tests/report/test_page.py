@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from longctx.errors import UsageError
 from longctx.report.embed import pack, quantum_of, safe_json, unpack
 from longctx.report.html import charts_of, render
+from longctx.report.run_sections import command_line
 from longctx.report.write import page_of, write_report
 from tests.report.records import CEILING, GB, make_summary, write_record
 
@@ -228,6 +229,19 @@ def test_a_summary_without_events_gives_a_page_without_curves(tmp_path):
     assert "parts" in embedded(html)
 
 
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["/usr/bin/longctx", "run", "--secret", "a b"], "longctx run --secret 'a b'"),
+        (["/x/longctx/__main__.py", "run"], "longctx run"),
+        (["longctx", "run", "--output-dir", "x", "--seed", "1"], "longctx run --seed 1"),
+        (["longctx", "run", "--output-dir=x"], "longctx run"),
+    ],
+)
+def test_the_command_to_run_it_again_can_be_pasted(argv, expected):
+    assert command_line(argv) == expected
+
+
 def test_several_runs_stand_side_by_side_with_their_ratio(tmp_path):
     a = write_record(tmp_path / "a")
     b = write_record(tmp_path / "b", mode="persistent", attention="auto")
@@ -251,6 +265,24 @@ def test_many_runs_share_the_budget_of_samples(tmp_path):
     html = render(page_of([str(run) for run in runs]))
     assert len(html.encode()) < 1_000_000
     assert sum(s["packed"]["n"] for s in embedded(html)["memory"]["series"]) <= 101_000
+
+
+def test_speed_is_drawn_against_the_depth_that_a_step_reached(tmp_path):
+    html, _ = page(tmp_path)
+    series = embedded(html)["speed"]["series"][0]
+    steps = [turn for turn in make_summary()["turns"] if turn["computed_tokens"] > 15_950 / 8]
+    assert series["x"] == [turn["computed_tokens"] for turn in steps]
+    rates = [turn["computed_tokens"] / turn["prefill_s"] for turn in steps]
+    assert series["y"] == pytest.approx(rates, abs=0.01)
+
+
+def test_a_turn_that_was_cut_off_has_no_error_of_its_prediction(tmp_path):
+    _, reader = page(tmp_path, stop="hard", summary=False)
+    rows = reader.tables[
+        "Turns; the turn of the peak stands out. Error: predicted over measured peak."
+    ]
+    place = rows[0].index("error")
+    assert [row[place] for row in rows[1:]] == ["+3.0 %"] * 4 + ["n/a"]
 
 
 def test_two_pools_are_drawn_together(tmp_path):
