@@ -10,11 +10,18 @@ engine.close()
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from longctx.engine.engine import Engine, Step
     from longctx.engine.load import load_model
+
+# PyTorch's OpenMP threads spin at barriers; where another process shares the cores, the spinning
+# costs 10 times the work. A short spin keeps the speed of an idle machine. Read when torch is
+# imported, which the names below put off.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __all__ = ["Engine", "Step", "load_model"]
 

@@ -14,6 +14,7 @@ from longctx.engine.talk import StepRefused, Talk
 from longctx.engine.worker_memory import StepMeter, release
 from longctx.errors import UsageError
 from longctx.plan.formulas import step_transient_bytes
+from longctx.plan.growth import segments_of_snapshot, step_growth_bytes
 
 
 @dataclass(frozen=True)
@@ -178,16 +179,24 @@ class TurnRunner:
             progress.generated.append(self._prefill(request.turn, context, 0, progress))
 
     def _need(self, tokens: int, context_tokens: int) -> int:
-        policy = self.policy
-        return step_transient_bytes(
-            self.engine.shape,
-            new_tokens=tokens,
-            context_tokens=context_tokens,
-            dtype=policy.dtype,
-            attention=policy.attention,
-            device=policy.device,
-            kv_dtype=policy.kv_dtype,
-        )
+        """Upper bound of what the step makes this process's memory grow by.
+
+        On CUDA the step is replayed on the allocator's present state: what lies cached and fits
+        costs nothing. On a CPU freed tensors go back, so it is the step's own peak.
+        """
+        policy, device = self.policy, self.engine.model.device
+        step: dict[str, Any] = {
+            "new_tokens": tokens,
+            "context_tokens": context_tokens,
+            "dtype": policy.dtype,
+            "attention": policy.attention,
+            "device": policy.device,
+            "kv_dtype": policy.kv_dtype,
+        }
+        if device.type != "cuda":
+            return step_transient_bytes(self.engine.shape, **step)
+        segments = segments_of_snapshot(torch.cuda.memory_snapshot(), device.index or 0)
+        return step_growth_bytes(self.engine.shape, segments=segments, **step)
 
     def _step_done(
         self, question: int, phase: str, tokens: int, context_tokens: int, began: float
