@@ -243,13 +243,14 @@ class CommandGuard:
                 f"longctx guard: killed {self._options.command[0]} (process {child.pid} and all it "
                 f"started): {self._hard}"
             )
-            back = (
-                "back below the soft limit after"
-                if outcome.recovery_s is not None
-                else "NOT back within"
-            )
-            spent = outcome.recovery_s if outcome.recovery_s is not None else _RECOVERY_TIMEOUT_S
-            self._say(f"longctx guard: memory is {back} {format_seconds(spent)}")
+            if outcome.recovery_s is not None:
+                spent = format_seconds(outcome.recovery_s)
+                self._say(f"longctx guard: memory is back below the soft limit after {spent}")
+            else:
+                self._say(
+                    "longctx guard: memory is NOT back below the soft limit: something else holds it "
+                    "(files in /dev/shm, another program; `longctx info` names the largest)"
+                )
         elif self._signalled_at is not None:
             outcome.stopped_by, outcome.reason = "soft", outcome.soft_reason
             outcome.exit_code = EXIT_STOPPED_BY_GUARD

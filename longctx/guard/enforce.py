@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from longctx.guard.processes import Process, descendants, has_marker, process, process_table
 from longctx.memory.types import Probe
 
+_FALLS_BYTES = 1 << 20
+
 _own_children: set[int] = set()
 
 
@@ -168,15 +170,27 @@ def _reap(hunt: _Hunt, keep: int) -> None:
 
 
 def wait_for_recovery(
-    probe: Probe, below_bytes: int, timeout_s: float, interval_s: float = 0.005
+    probe: Probe,
+    below_bytes: int,
+    timeout_s: float,
+    interval_s: float = 0.005,
+    stall_s: float = 3.0,
 ) -> float | None:
-    """Seconds until the pool's use is below `below_bytes`, None where it is not within the time."""
-    begin = time.monotonic()
+    """Seconds until the pool's use is below `below_bytes`.
+
+    None where that does not happen within `timeout_s`, or where use has not fallen any further for
+    `stall_s`: then something else holds the memory (a file in /dev/shm, another program).
+    """
+    begin = fell_at = time.monotonic()
+    lowest: int | None = None
     while True:
         sample = probe.read()
-        elapsed = time.monotonic() - begin
-        if sample.used_bytes is not None and sample.used_bytes < below_bytes:
-            return elapsed
-        if elapsed >= timeout_s:
+        now = time.monotonic()
+        if sample.used_bytes is not None:
+            if sample.used_bytes < below_bytes:
+                return now - begin
+            if lowest is None or sample.used_bytes < lowest - _FALLS_BYTES:
+                lowest, fell_at = sample.used_bytes, now
+        if now - begin >= timeout_s or now - fell_at >= stall_s:
             return None
         time.sleep(interval_s)

@@ -1,0 +1,7 @@
+"""Fixtures of the fault suite."""
+
+from __future__ import annotations
+
+from tests.guard.conftest import box
+
+__all__ = ["box"]
