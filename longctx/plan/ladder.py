@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from longctx.plan.conversation import EstimatedTurn, estimate_turns, smallest_target
-from longctx.plan.formulas import kv_bytes
 from longctx.plan.predict import PlanSettings, new_simulation, resident_parts, turn_steps
 from longctx.plan.simulate import Simulation
 from longctx.shapes import ModelShape
@@ -38,16 +37,14 @@ class Ladder:
     ) -> None:
         self.shape, self.settings, self.chunk = shape, settings, chunk_tokens
         self.enough = enough_bytes
-        fixed = resident_parts(
-            shape, replace(settings, capacity_tokens=0), baseline_used_bytes, process_bytes
-        )
-        self.fixed = sum(fixed.values())
+        self.outside = (baseline_used_bytes, process_bytes)
         self.rungs = [_Rung(new_simulation(shape, settings), 0)]
 
     def peak_bytes(self, target_tokens: int) -> int:
         """The pool's highest predicted use over a whole conversation; a lower bound once over."""
         turns = estimate_turns(target_tokens, self.chunk, self.settings.max_new_tokens)
-        held = self.fixed + kv_bytes(self.shape, target_tokens, self.settings.kv_dtype)
+        sized = replace(self.settings, capacity_tokens=target_tokens)
+        held = sum(resident_parts(self.shape, sized, *self.outside).values())
         rung = self._climb(turns, self.enough - held)
         if held + rung.peak >= self.enough:
             return held + rung.peak

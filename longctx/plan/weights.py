@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 from longctx.plan.allocator import CachingAllocator
 from longctx.shapes import DTYPE_BYTES, ModelShape
@@ -76,16 +77,30 @@ def resident_rounding_bytes(
     Each matrix lies in a segment of its own that is rounded to 2 MiB, small tensors share 2 MiB
     segments; to that come cuBLAS's workspace and the cached blocks of random initialisation.
     """
+    cache = CachingAllocator()
+    if capacity_tokens:
+        cache.allocate(capacity_tokens * shape.kv_bytes_per_token(kv_dtype))
+    kv = cache.reserved_bytes - capacity_tokens * shape.kv_bytes_per_token(kv_dtype)
+    rounding = _weights_rounding(shape, dtype, weight_format)
+    return rounding + kv + CUBLAS_WORKSPACE_BYTES + 2 * RANDOM_POOL_BYTES
+
+
+@lru_cache(maxsize=64)
+def _weights_rounding(shape: ModelShape, dtype: str, weight_format: str | None) -> int:
     allocator, width = CachingAllocator(), DTYPE_BYTES[dtype]
     per_value = WEIGHT_FORMAT_BYTES[weight_format] if weight_format else width
+    asked = 0
+
+    def take(size: int) -> None:
+        nonlocal asked
+        asked += size
+        allocator.allocate(size)
+
     for _ in range(1 if shape.tied_embeddings else 2):
-        allocator.allocate(shape.vocab * shape.hidden * width)
+        take(shape.vocab * shape.hidden * width)
     for rows, columns, count in projections(shape):
         for _ in range(count):
-            allocator.allocate(round(rows * columns * per_value))
+            take(round(rows * columns * per_value))
     for _ in range(shape.layers * (4 if shape.qk_norm else 2)):
-        allocator.allocate(shape.hidden * width)
-    if capacity_tokens:
-        allocator.allocate(capacity_tokens * shape.kv_bytes_per_token(kv_dtype))
-    extra = allocator.reserved_bytes - allocator.allocated_bytes
-    return extra + CUBLAS_WORKSPACE_BYTES + 2 * RANDOM_POOL_BYTES
+        take(shape.hidden * width)
+    return allocator.reserved_bytes - asked
