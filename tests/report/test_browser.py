@@ -57,7 +57,7 @@ def test_every_kind_of_page_loads_without_errors_or_requests_and_fits_its_width(
     browser, tmp_path, kind, dark, width
 ):
     if kind in {"find-max", "sweep"}:
-        document = findmax() if kind == "find-max" else {"kind": "sweep", "runs": sweep_cells()}
+        document = findmax() if kind == "find-max" else {"kind": "sweep", "cells": sweep_cells()}
         file = tmp_path / f"{kind}.json"
         file.write_text(json.dumps(document), "utf-8")
         page = write_page(tmp_path, file)

@@ -8,7 +8,7 @@ import pytest
 
 from longctx.errors import UsageError
 from longctx.report.html import charts_of, render
-from longctx.report.sweep_page import flat_cell, recall_heat
+from longctx.report.sweep_page import read_cell, recall_heat
 from longctx.report.write import page_of
 from tests.report.records import make_summary, write_record
 from tests.report.test_page import Reader
@@ -148,54 +148,86 @@ def test_a_search_without_an_end_says_what_it_knows(tmp_path, change, expected):
 
 
 def sweep_cells():
+    """Cells as `longctx sweep` writes them: the grid's values are texts."""
     return [
-        {"target_tokens": tokens, "mode": mode, "chunk_tokens": 4_000, "secret_depth": depth,
-         "status": "passed" if depth < 0.9 or tokens < 32_000 else "failed",
+        {"settings": {"target_tokens": text, "mode": mode, "secret_depths": str(depth)},
+         "status": "passed" if depth < 0.9 or tokens < 32_000 else "failed", "recall_scored": True,
          "recall_passed": depth < 0.9 or tokens < 32_000, "peak_used_bytes": tokens * 1_000_000,
-         "prefill_tokens_per_s": 1e8 / tokens, "decode_tokens_per_s": 50.0, "wall_s": 3.0}
-        for tokens in (8_000, 32_000) for mode in ("persistent", "reprefill") for depth in (0.0, 0.5, 1.0)
+         "prefill_tokens_per_s": 1e8 / tokens, "decode_tokens_per_s": 50.0, "wall_s": 3.0,
+         "directory": f"runs/{tokens}-{mode}-{depth}", "reason": None}
+        for tokens, text in ((8_000, "8k"), (32_000, "32000"))
+        for mode in ("persistent", "reprefill") for depth in (0.0, 0.5, 1.0)
     ]  # fmt: skip
+
+
+HEAT = "Secrets recalled, by depth in the context (0 is the start) and length in tokens"
 
 
 def test_a_sweep_shows_recall_by_depth_and_length(tmp_path):
     cells = sweep_cells()
-    cells[-2] |= {"recall_passed": None, "status": "stopped"}
-    page = page_of([write(tmp_path / "sweep.json", {"kind": "sweep", "runs": cells})])
-    rows = Reader(render(page)).tables[
-        "Secrets recalled, by depth in the context (0 is the start) and length in tokens"
-    ]
-    assert rows == [
+    cells[-2] |= {"recall_passed": None, "status": "stopped", "reason": "soft limit"}
+    page = page_of([write(tmp_path / "sweep.json", {"kind": "sweep", "cells": cells})])
+    reader = Reader(render(page))
+    assert reader.tables[HEAT] == [
         ["depth", "8,000", "32,000"],
         ["0.00", "100 % of 2", "100 % of 2"],
         ["0.50", "100 % of 2", "100 %"],
         ["1.00", "100 % of 2", "0 % of 2"],
-    ]  # fmt: skip
+    ]
+    assert reader.tables["Every run of the grid"][11][:5] == [
+        "reprefill",
+        "stopped",
+        "32,000",
+        "0.50",
+        "n/a",
+    ]
     lines = next(chart for chart in charts_of(page) if chart.id == "speed").spec["series"]
     assert [line["label"] for line in lines] == ["persistent", "reprefill"]
     assert lines[0]["x"] == [8_000, 32_000]
     assert lines[0]["y"] == [12_500.0, 3_125.0]
 
 
+def test_a_sweep_draws_the_speed_of_every_turn_against_its_context_where_it_is_known(tmp_path):
+    cells = sweep_cells()[:1]
+    cells[0]["speed_by_context"] = [
+        {"context_tokens": 4_000, "prefill_tokens_per_s": 900.0, "decode_s_per_token": None},
+        {"context_tokens": 8_000, "prefill_tokens_per_s": 700.0, "decode_s_per_token": 0.02},
+        {"context_tokens": None},
+    ]
+    page = page_of([write(tmp_path / "sweep.json", {"kind": "sweep", "cells": cells})])
+    charts = {chart.id: chart.spec["series"][0] for chart in charts_of(page)}
+    assert (charts["speed"]["x"], charts["speed"]["y"]) == ([4_000, 8_000], [900.0, 700.0])
+    assert (charts["decode"]["x"], charts["decode"]["y"]) == ([8_000], [50.0])
+
+
 def test_a_sweep_that_is_not_through_counts_what_is_left(tmp_path):
-    cells = sweep_cells()
-    cells[-1] = {key: cells[-1][key] for key in ("target_tokens", "mode", "secret_depth")}
-    page = page_of([write(tmp_path / "sweep.json", {"kind": "sweep", "runs": cells})])
+    document = {"kind": "sweep", "cells": sweep_cells()[:9], "cells_planned": 12}
+    page = page_of([write(tmp_path / "sweep.json", document)])
     assert page.word == "SWEEP, UNFINISHED"
-    assert page.missing == ["results of 1 of the 12 runs of the grid"]
+    assert page.missing == ["results of 3 of the 12 runs of the grid"]
 
 
-def test_a_cell_that_holds_a_whole_summary_is_read_as_well():
-    cell = flat_cell({"summary": make_summary()})
-    assert cell["target_tokens"] == 16_000
-    assert cell["secret_depth"] == 0.0
-    assert cell["recall_passed"] is True
-    assert recall_heat([cell]).rows[0][1] == [("100 %", 1.0)]
+def test_settings_that_a_sweep_did_not_vary_come_from_its_records(tmp_path):
+    write_record(tmp_path / "runs" / "001")
+    cell = {"settings": {"chunk_tokens": "500"}, "directory": "/elsewhere/runs/001", "status": "passed",
+            "recall_scored": True, "recall_passed": True}  # fmt: skip
+    other = {**cell, "settings": {"chunk_tokens": "900"}}
+    page = page_of([write(tmp_path / "sweep.json", {"kind": "sweep", "cells": [cell, other]})])
+    rows = Reader(render(page)).tables["Every run of the grid"]
+    assert [row[0] for row in rows[1:]] == [
+        "reprefill, chunk-tokens 500",
+        "reprefill, chunk-tokens 900",
+    ]
+    assert rows[1][2:5] == ["16,000", "0.00", "yes"]
 
 
-def test_a_cell_without_a_scored_recall_is_no_miss():
-    cell = flat_cell({"summary": make_summary(random_weights=True)})
-    assert cell["recall_passed"] is None
-    assert recall_heat([cell]).rows[0][1] == [("passed", None)]
+@pytest.mark.parametrize(
+    ("random_weights", "expected"), [(False, ("100 %", 1.0)), (True, ("passed", None))]
+)
+def test_a_run_that_cannot_recall_is_no_miss(random_weights, expected):
+    summary = make_summary(random_weights=random_weights)
+    cell = read_cell({"summary": summary}, summary["config"], ["mode"])
+    assert recall_heat([cell]).rows[0][1] == [expected]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"kind": "plan"}', '{"kind": "run"}'])
