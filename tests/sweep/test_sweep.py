@@ -1,0 +1,175 @@
+"""The grid, its record, resuming, and its tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from longctx.errors import UsageError
+from longctx.ledger import read_ledger
+from longctx.sweep import Sweep, grid
+from longctx.sweep.drive import LEDGER, recall_table
+from longctx.sweep.grid import cost_tokens, parse_vary
+from longctx.sweep.render import print_sweep
+from longctx.trials import Trial
+from tests.compare.summaries import summary
+from tests.findmax.fake_runs import trial
+
+BASE = {"target_tokens": 16_000, "chunk_tokens": 4_000, "mode": "persistent", "secret_depths": "0"}
+VARIED = {"target_tokens": ["2k", "4k"], "secret_depths": ["0", "0.5"]}
+
+
+class Runs:
+    """Counts the runs; the run number `interrupt` is interrupted."""
+
+    def __init__(self, interrupt: int | None = None) -> None:
+        self.flags: list[dict[str, Any]] = []
+        self.interrupt = interrupt
+
+    def __call__(
+        self, directory: Path, flags: Mapping[str, Any], config: Path | None
+    ) -> tuple[Trial, dict[str, Any]]:
+        self.flags.append(dict(flags))
+        if len(self.flags) == self.interrupt:
+            raise KeyboardInterrupt
+        return trial(directory, None), summary()
+
+
+def sweep(directory: Path, runs: Runs, **changes: Any) -> dict[str, Any]:
+    return Sweep(directory, grid(VARIED), {"model": "fake"}, BASE, run=runs, **changes).sweep()
+
+
+def test_every_combination_runs_once(tmp_path: Path) -> None:
+    runs = Runs()
+    document = sweep(tmp_path, runs)
+    pairs = [(f["target_tokens"], f["secret_depths"]) for f in runs.flags]
+    assert pairs == [("2k", ["0"]), ("2k", ["0.5"]), ("4k", ["0"]), ("4k", ["0.5"])]
+    assert len(document["cells"]) == document["cells_planned"] == 4
+    assert json.loads((tmp_path / "sweep.json").read_text())["cells"] == document["cells"]
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        sweep(tmp_path, Runs(interrupt=3))
+    runs = Runs()
+    document = sweep(tmp_path, runs)
+    assert len(runs.flags) == 2
+    assert len(document["cells"]) == 4
+
+
+def test_a_cell_that_took_the_machine_down_counts_as_crashed_until_retried(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        sweep(tmp_path, Runs(interrupt=2))
+    ledger = tmp_path / LEDGER
+    events = read_ledger(ledger)[:-1]  # without the note that the cell was interrupted
+    for event in events:
+        if event["event"] == "sweep":
+            event["boot"] = "an earlier start of the machine"
+    ledger.write_text("".join(json.dumps(event) + "\n" for event in events))
+    runs = Runs()
+    document = sweep(tmp_path, runs)
+    assert len(runs.flags) == 2
+    assert [cell["status"] for cell in document["cells"]].count("crashed") == 1
+    again = Runs()
+    document = sweep(tmp_path, again, retry=True)
+    assert len(again.flags) == 1
+    assert all(cell["passed"] for cell in document["cells"])
+
+
+def test_a_cell_whose_sweep_was_killed_is_run_again(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        sweep(tmp_path, Runs(interrupt=2))
+    ledger = tmp_path / LEDGER
+    ledger.write_text("".join(json.dumps(e) + "\n" for e in read_ledger(ledger)[:-1]))
+    runs = Runs()
+    document = sweep(tmp_path, runs)
+    assert len(runs.flags) == 3
+    assert all(cell["passed"] for cell in document["cells"])
+
+
+def test_another_sweep_is_not_resumed(tmp_path: Path) -> None:
+    sweep(tmp_path, Runs())
+    other = Sweep(tmp_path, grid(VARIED), {"model": "builtin"}, BASE, run=Runs())
+    with pytest.raises(UsageError, match="other settings"):
+        other.sweep()
+
+
+def test_repeats_come_after_the_whole_grid() -> None:
+    cells = grid(VARIED, repeats=2)
+    assert [cell.repeat for cell in cells] == [1] * 4 + [2] * 4
+    assert len({cell.key for cell in cells}) == 8
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(1, 3))
+def test_the_grid_holds_every_combination_exactly_once(sizes: list[int], repeats: int) -> None:
+    names = ["target_tokens", "mode", "chunk_tokens", "seed"]
+    varied = {n: [str(i) for i in range(k)] for n, k in zip(names, sizes, strict=False)}
+    cells = grid(varied, repeats)
+    expected = repeats
+    for size in sizes:
+        expected *= size
+    assert len({cell.key for cell in cells}) == len(cells) == expected
+
+
+def test_prefilling_again_costs_more_than_keeping() -> None:
+    keep, again = grid({"mode": ["persistent", "reprefill"]})
+    assert cost_tokens(again, BASE) > 2 * cost_tokens(keep, BASE)
+
+
+def test_settings_that_do_not_exist_are_refused_with_the_nearest() -> None:
+    assert parse_vary("depth=0,0.5") == ("secret_depths", ["0", "0.5"])
+    assert parse_vary("kv-dtype=int8") == ("kv_dtype", ["int8"])
+    for text in ("mod=persistent", "mode", "mode=", "mode=faster", "json=true"):
+        with pytest.raises(UsageError):
+            parse_vary(text)
+
+
+def test_recall_is_counted_by_depth_and_length() -> None:
+    rows = [
+        {"settings": {"target_tokens": t, "secret_depths": d}, "recall_scored": True,
+         "recall_passed": t == "2k"}
+        for t in ("2k", "4k") for d in ("0", "1") for _ in range(2)
+    ]  # fmt: skip
+    rows.append({"settings": {"target_tokens": "2k"}, "recall_scored": False})
+    table = {(r["depth"], r["target_tokens"]): (r["passed"], r["runs"]) for r in
+             recall_table(rows, BASE)}  # fmt: skip
+    assert table == {
+        ("0", "2k"): (2, 2),
+        ("1", "2k"): (2, 2),
+        ("0", "4k"): (0, 2),
+        ("1", "4k"): (0, 2),
+    }
+
+
+def test_the_tables_fit_80_columns(tmp_path: Path) -> None:
+    document = sweep(tmp_path, Runs())
+    with (tmp_path / "screen").open("w") as file:
+        print_sweep(document, Console(file=file, width=80))
+    text = (tmp_path / "screen").read_text()
+    assert "…" not in text
+    assert "depth x length" in text
+
+
+def test_real_runs_are_swept_and_resumed(tmp_path: Path) -> None:
+    words = [
+        sys.executable, "-m", "longctx", "sweep", "--model", "fake", "--targets", "1k,2k",
+        "--chunks", "500", "--json", "--output-dir", str(tmp_path / "sweep"),
+    ]  # fmt: skip
+    environment = {**os.environ, "LONGCTX_FAKE": "{}"}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert [cell["recall_passed"] for cell in document["cells"]] == [True, True]
+    again = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)
+    assert "2 of 2 cells are done" in again.stderr
+    assert json.loads(again.stdout)["cells"] == document["cells"]
