@@ -155,15 +155,18 @@ BLOCKED = Path(
 
 def choose_cuda_path(device: torch.device, dtype: torch.dtype, shape: ModelShape) -> Path:
     """The first path of the table whose kernels compute this shape on this GPU."""
-    candidates = [EFFICIENT]
-    if dtype in (torch.bfloat16, torch.float16) and shape.head_dim % 8 == 0:
-        candidates = [FLASH, EFFICIENT]
-        if shape.head_dim <= 128 and torch.cuda.get_device_capability(device) >= (8, 0):
-            candidates = [CUDNN, FLASH, EFFICIENT]
-    for path in candidates:
+    for path in _candidates(device, dtype, shape.head_dim):
         if _works(path, device, dtype, shape):
             return _with_merge(path)
     return _with_merge(BLOCKED)
+
+
+def _candidates(device: torch.device, dtype: torch.dtype, head_dim: int) -> list[Path]:
+    if dtype not in (torch.bfloat16, torch.float16) or head_dim % 8:
+        return [EFFICIENT]
+    if head_dim > 128 or torch.cuda.get_device_capability(device) < (8, 0):
+        return [FLASH, EFFICIENT]
+    return [CUDNN, FLASH, EFFICIENT]
 
 
 def _with_merge(path: Path) -> Path:
@@ -220,12 +223,12 @@ def _agrees(
 
 
 def path_names() -> dict[str, str]:
-    """Dtype -> path for a usual shape (head_dim 128, groups of 4) on the current GPU."""
-    from longctx.shapes import PRESETS
+    """Dtype -> the path that is tried first at head_dim 128 on the current GPU.
 
+    Nothing is run for it: what runs for a model is known, and said, when it is loaded.
+    """
     device = torch.device("cuda", torch.cuda.current_device())
-    shape = PRESETS["qwen3-4b"]
+    dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32}
     return {
-        f"cuda {name}": choose_cuda_path(device, dtype, shape).name
-        for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32))
+        f"cuda {name}": _candidates(device, dtype, 128)[0].name for name, dtype in dtypes.items()
     }
