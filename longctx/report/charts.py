@@ -15,7 +15,7 @@ from longctx.report.blocks import Chart
 from longctx.report.downsample import keep_indices
 from longctx.report.embed import pack, quantum_of
 from longctx.report.postmortem import LAST_SECONDS
-from longctx.report.text import count, duration, gb, number, printable
+from longctx.report.text import count, duration, gb, number, plural, printable
 from longctx.report.timeline import Series, Timeline
 from longctx.report.verdict import Summary, part, prefilled, turns_of
 from longctx.units import GB
@@ -23,6 +23,7 @@ from longctx.units import GB
 MAX_SAMPLES = 100_000  # on one page, over all curves: about 0.6 MB
 _MAX_STEPS = 4_000
 _AFTER_STOP_S = 2.0
+_FEW = 3
 
 PART_NAMES = {
     "baseline": "before the run",
@@ -95,7 +96,7 @@ def memory_chart(summary: Summary, timeline: Timeline, chart_id: str = "memory")
     tail = None if stop_s is None else (stop_s - LAST_SECONDS, stop_s + _AFTER_STOP_S)
     budget = MAX_SAMPLES // (1 + len(others))
     series = [memory_series(timeline.pools[main], f"{printable(main, 24)} used", 0, budget, tail)]
-    series[0]["fill"] = True
+    series[0] |= {"fill": True} if timeline.samples >= _FEW else {"style": "both"}
     for place, name in enumerate(others):
         label = f"{printable(name, 24)} used"
         series.append(memory_series(timeline.pools[name], label, 2 + place, budget, tail))
@@ -127,8 +128,8 @@ def memory_chart(summary: Summary, timeline: Timeline, chart_id: str = "memory")
     values = [v for v in timeline.pools[main].used if v == v]
     peak = gb(max(values)) if values else "n/a"
     label = (
-        f"Memory of {printable(main, 24)} over {duration(timeline.end_s)}: {timeline.samples:,} samples, "
-        f"peak {peak}, ceiling {gb(part(summary, 'limits').get('ceiling_bytes'))}."
+        f"Memory of {printable(main, 24)} over {duration(timeline.end_s)}: "
+        f"{plural(timeline.samples, 'sample')}, peak {peak}, ceiling {gb(part(summary, 'limits').get('ceiling_bytes'))}."
     )
     drawn = sum(entry["packed"]["n"] for entry in series)
     if drawn < timeline.samples:
@@ -147,7 +148,7 @@ def tail_chart(summary: Summary, timeline: Timeline) -> Chart | None:
     start = timeline.stop_s - LAST_SECONDS
     source = timeline.pools[main]
     inside = [i for i, t in enumerate(source.t_s) if start <= t <= until]
-    if not inside:
+    if len(inside) < _FEW:
         return None
     first, end = inside[0], inside[-1] + 1
     window = Series(source.t_s[first:end], source.used[first:end])
@@ -167,7 +168,7 @@ def tail_chart(summary: Summary, timeline: Timeline) -> Chart | None:
     }
     label = (
         f"The last {window.t_s[-1] - window.t_s[0]:.1f} s around the stop at full resolution: "
-        f"{len(inside):,} samples"
+        f"{plural(len(inside), 'sample')}"
     )
     if gaps:
         label += f", {sum(gaps) / len(gaps) * 1e3:.0f} ms apart on average, {max(gaps) * 1e3:.0f} ms at most"

@@ -194,7 +194,8 @@ def overlay_chart(runs: Sequence[Run]) -> Chart | None:
         if main is not None:
             colour = place % 8
             pool = run.timeline.pools[main]
-            series.append(charts.memory_series(pool, run.label, colour, budget, None))
+            entry = charts.memory_series(pool, run.label, colour, budget, None)
+            series.append(entry | dashed(place))
             end_s = max(end_s, run.timeline.end_s)
     spec: dict[str, Any] = {
         "height": 380,
@@ -209,6 +210,11 @@ def overlay_chart(runs: Sequence[Run]) -> Chart | None:
     }
     label = f"Memory of {len(series)} runs over {duration(end_s)}, each from its own start."
     return Chart("memory", label, spec, "Drag to zoom, double-click for everything.")
+
+
+def dashed(place: int) -> dict[str, Any]:
+    """From the fifth curve on colours alone aren't enough for every eye: those are dashed."""
+    return {"dash": [3, 3]} if place >= 4 else {}
 
 
 def shared_limits(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
@@ -233,7 +239,7 @@ def peak_chart(runs: Sequence[Run]) -> Chart | None:
                 "x": [t["context_tokens"] for t in chosen],
                 "y": [round(float(t[key]) / GB, 4) for t in chosen],
             }
-            entry |= {"dash": [6, 4]} if name else {"style": "both"}
+            entry |= {"dash": [6, 4]} if name else {"style": "both", **dashed(place)}
             series.append(entry)
     if not series:
         return None

@@ -11,7 +11,7 @@ from longctx.report import charts
 from longctx.report.blocks import Code, Details, Pairs, Section, Table, Text
 from longctx.report.export import turn_rows
 from longctx.report.postmortem import explain
-from longctx.report.text import count, duration, gb, number, printable, rate, seconds
+from longctx.report.text import count, duration, gb, number, plural, printable, rate, seconds
 from longctx.report.timeline import Timeline
 from longctx.report.verdict import Summary, part, recall_text, turns_of
 from longctx.units import format_bytes
@@ -39,7 +39,8 @@ def memory_blocks(summary: Summary, timeline: Timeline) -> list[Any]:
     if chart is None:
         return [Text("No samples of memory are on the record: there is no curve to draw.", "quiet")]
     guard, source = part(summary, "guard"), part(summary, "limits").get("source")
-    lines = f"{count(guard.get('samples'))} samples, longest gap {duration(guard.get('sample_gap_max_s'))}."
+    gap = duration(guard.get("sample_gap_max_s"))
+    lines = f"{plural(guard.get('samples'), 'sample')}, longest gap {gap}."
     if source:
         lines += f" Ceiling: {printable(source)}."
     return [chart, Text(lines, "quiet")]

@@ -39,6 +39,11 @@ def count(value: Any) -> str:
     return f"{amount:,.0f}" if abs(amount) < 10_000_000 else f"{amount / 1e6:,.1f} M"
 
 
+def plural(amount: Any, noun: str) -> str:
+    """`1 sample`, `600 samples`, `n/a samples`."""
+    return f"{count(amount)} {noun}{'' if amount == 1 else 's'}"
+
+
 def rate(value: Any) -> str:
     """A rate: three figures below 100, whole above: `7.25`, `61.2`, `4,102`; `n/a` when unknown."""
     amount = number(value)

@@ -102,6 +102,8 @@ def _sentence(summary: Summary, status: str | None) -> str:
     if status == "passed":
         recalled = ", recalled the secret" if part(summary, "recall").get("passed") else ""
         return f"Held {length}{recalled}, and stayed below the ceiling."
+    if status == "stopped" and part(summary, "guard").get("stopped_by") == "plan":
+        return "Refused before loading: by the plan it would pass the ceiling."
     sentences = {
         "failed": f"Finished at {length}, but the secret was not recalled.",
         "stopped": f"The guard stopped the run at {length}.",

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from longctx.errors import UsageError
 from longctx.report.embed import pack, quantum_of, safe_json, unpack
-from longctx.report.html import charts_of, render
+from longctx.report.html import asset, charts_of, render
 from longctx.report.run_sections import command_line
 from longctx.report.write import page_of, write_report
 from tests.report.records import CEILING, GB, make_summary, write_record
@@ -295,10 +295,94 @@ def test_two_pools_are_drawn_together(tmp_path):
     assert names == ["unified used", "host used"]
 
 
+def test_open_shows_the_page_in_the_browser_and_says_so_where_there_is_none(
+    tmp_path, monkeypatch, capsys
+):
+    opened: list[str] = []
+    monkeypatch.setattr(
+        "webbrowser.open", lambda address: opened.append(address) or len(opened) == 1
+    )
+    page = tmp_path / "report.html"
+    run = str(write_record(tmp_path / "run"))
+    write_report([run], page, open_page=True)
+    assert opened == [page.as_uri()]
+    assert "no browser" not in capsys.readouterr().err
+    write_report([run], page, open_page=True)
+    assert "no browser could be opened" in capsys.readouterr().err
+
+
 def test_writing_into_a_missing_folder_is_a_usage_error(tmp_path):
     run = write_record(tmp_path / "run")
     with pytest.raises(UsageError, match="cannot be written"):
         write_report([str(run)], tmp_path / "no" / "report.html")
+
+
+# -- colours ------------------------------------------------------------------------------------
+
+
+def palettes() -> list[dict[str, tuple[float, float, float]]]:
+    """The colours of the light and the dark theme, each channel from 0 to 1."""
+    css = asset("report.css")
+    found = []
+    for block in re.findall(r":root(?::not\(\.light\))? \{(.*?)\}", css, re.S)[:2]:
+        pairs = re.findall(r"--(\w+): #([0-9a-f]{6})", block)
+        found.append({k: tuple(int(v[i : i + 2], 16) / 255 for i in (0, 2, 4)) for k, v in pairs})
+    return found
+
+
+def luminance(colour) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a, b) -> float:
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_text_and_curves_stand_out_from_their_background(theme):
+    palette = palettes()[theme]
+    for ground in ("bg", "card"):
+        for name in ("text", "muted", "link", "badc", "good", "warn", "ceil"):
+            assert contrast(palette[name], palette[ground]) >= 4.5, (name, ground)
+    assert contrast(palette["badc"], palette["badbg"]) >= 4.5
+    for name in ("c0", "c1", "c2", "c3", "c4", "c6", "c7", "soft", "mark"):
+        assert contrast(palette[name], palette["bg"]) >= 3.0, name
+
+
+# Machado, Oliveira, Fernandes 2009, full severity, on linear RGB.
+BLINDNESS = {
+    "none": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protan": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "deutan": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "tritan": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+}  # fmt: skip
+
+
+def lab(colour, kind: str) -> tuple[float, float, float]:
+    """CIE L*a*b* (D65) of a colour as it is seen with one kind of colour blindness."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
+    seen = [
+        min(max(sum(m * c for m, c in zip(row, linear, strict=True)), 0), 1)
+        for row in BLINDNESS[kind]
+    ]
+    matrix = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    xyz = [sum(m * c for m, c in zip(row, seen, strict=True)) for row in matrix]
+    f = [(v / w) ** (1 / 3) if v / w > 0.008856 else 7.787 * v / w + 16 / 116
+         for v, w in zip(xyz, (0.95047, 1.0, 1.08883), strict=True)]  # fmt: skip
+    return 116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])
+
+
+@pytest.mark.parametrize("kind", BLINDNESS)
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_curves_that_are_drawn_together_can_be_told_apart_with_any_colour_vision(theme, kind):
+    palette = palettes()[theme]
+    together = [("c0", "c1"), ("c0", "c2"), ("c1", "c2"), ("c0", "c3"), ("c1", "c5"), ("c0", "c5"),
+                ("c0", "ceil"), ("c0", "soft"), ("c0", "c8"), ("c1", "c3"), ("c2", "c3"), ("c0", "mark")]  # fmt: skip
+    for a, b in together:
+        distance = math.dist(lab(palette[a], kind), lab(palette[b], kind))
+        assert distance >= 10, (a, b, round(distance, 1))
 
 
 # -- embedding ----------------------------------------------------------------------------------

@@ -101,6 +101,14 @@ def test_a_stop_names_its_layer_turn_and_reason_and_what_to_try():
     assert "longctx plan --model shape:qwen3-4b --target-tokens 16000" in text
 
 
+def test_a_refusal_by_the_plan_is_no_run_that_was_stopped():
+    summary = make_summary(stop="plan")
+    summary |= {"turns": [], "context_tokens": 0}
+    text = shown(summary)
+    assert "Refused before loading: by the plan it would pass the ceiling." in text
+    assert "No turn was finished." in text
+
+
 def test_advice_names_only_settings_that_the_run_did_not_have_already():
     summary = make_summary(stop="soft", attention="auto", mode="persistent")
     summary["config"] |= {"prefill_step": 512, "release": "turn", "kv_dtype": "int8"}

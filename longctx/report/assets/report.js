@@ -130,7 +130,7 @@
     const stroke = () => colour(s.colour ?? 0), base = { label: s.label, stroke, width: s.width ?? 1.5, points: { show: false } };
     if (s.style === "bars") return { ...base, width: 0, fill: stroke, paths: uPlot.paths.bars({ size: [0.72, 64] }) };
     if (s.style === "points") return { ...base, paths: () => null, points: { show: true, size: s.size ?? 5, fill: stroke, stroke, width: 0 } };
-    if (s.style === "both") return { ...base, points: { show: true, size: 6, fill: stroke, stroke, width: 0 } };
+    if (s.style === "both") return { ...base, dash: s.dash, fill: s.fill ? () => css("--fill") : undefined, points: { show: true, size: 6, fill: stroke, stroke, width: 0 } };
     return { ...base, dash: s.dash, fill: s.fill ? () => css("--fill") : undefined };
   }
 
