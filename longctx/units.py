@@ -21,7 +21,8 @@ _QUANTITY = re.compile(r"\s*([0-9][0-9_,]*(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z]*)\
 
 
 def _split(text: str, what: str, units: dict[str, int] | dict[str, float]) -> tuple[float, float]:
-    match = _QUANTITY.fullmatch(text)
+    # A settings file can hold anything, a list or a mapping included.
+    match = _QUANTITY.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise ValueError(f"{text!r} is not {what}")
     unit = match.group(2).lower()
