@@ -405,9 +405,9 @@ def main() -> int:
     card(bench)
     torch.cuda.empty_cache()
     sections: dict[str, Callable[[], None]] = {
+        "transformers": lambda: theirs(bench),
         "packed": lambda: packed(bench),
         "load": lambda: load(bench),
-        "transformers": lambda: theirs(bench),
     }
     contexts = sorted({c for c in (4096, 16_384, 65_536, options.tokens) if c <= options.tokens})
     shared = [s for s in ("decode", "prefill", "profile", "tune") if s in options.only]
