@@ -7,6 +7,7 @@ checkpoint folder. docs/builtin-model.md explains the choices and keeps the log 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import multiprocessing as mp
@@ -31,11 +32,12 @@ TAIL = 72
 # (share of the training time at which it is reached, largest conversation)
 CURRICULUM = ((0.0, 320), (0.05, 512), (0.12, 2048), (0.2, 8192), (0.3, 32_768), (0.42, 131_072))
 STRATA = 3
+LENGTHS_PER_OCTAVE = 4
 
 
 def largest(progress: float, cap: int) -> int:
     """Largest conversation at this share of the training time, growing smoothly between steps."""
-    for (start, low), (end, high) in zip(CURRICULUM, CURRICULUM[1:], strict=False):
+    for (start, low), (end, high) in itertools.pairwise(CURRICULUM):
         if progress < end:
             part = (progress - start) / (end - start)
             return min(cap, round(low * (high / low) ** part))
@@ -43,10 +45,15 @@ def largest(progress: float, cap: int) -> int:
 
 
 def draw_batch(source: Conversations, stratum: int, largest_now: int, tokens: int) -> Batch:
-    """A batch of about `tokens` ids, all of one length from this third of the (log) length range."""
-    low = math.log(SHORTEST)
-    span = (math.log(largest_now) - low) / STRATA
-    length = int(math.exp(low + span * (stratum + source.rng.random())))
+    """A batch of about `tokens` ids, all of one length from this third of the (log) length range.
+
+    Lengths lie on a grid: kernels and memory blocks are set up per shape, so few shapes are fast.
+    """
+    low = math.log2(SHORTEST)
+    span = (math.log2(largest_now) - low) / STRATA
+    octave = low + span * (stratum + source.rng.random())
+    length = int(2 ** (round(octave * LENGTHS_PER_OCTAVE) / LENGTHS_PER_OCTAVE))
+    length = min(max(length, SHORTEST), largest_now)
     tail = None if length <= FULL_QUERIES_UP_TO else TAIL
     return make_batch(source, max(1, tokens // length), length, tail, MAX_POSITION)
 
@@ -58,7 +65,9 @@ def produce(pools: Pools, seed: int, stratum: int, largest_now, tokens: int, out
         out.put(draw_batch(source, stratum, largest_now.value, tokens))
 
 
-def loss_of(model: RecallModel, batch: Batch, device: torch.device, dtype: torch.dtype, language: float):
+def loss_of(
+    model: RecallModel, batch: Batch, device: torch.device, dtype: torch.dtype, language: float
+):
     """Weighted cross entropy; exact rows [rows] and per-row length for the running log."""
     ids = torch.from_numpy(batch.ids.astype(np.int32)).to(device, non_blocking=True)
     rows = torch.from_numpy(batch.rows).to(device, non_blocking=True)
@@ -81,7 +90,9 @@ def loss_of(model: RecallModel, batch: Batch, device: torch.device, dtype: torch
     misses = torch.zeros(ids.shape[0], device=device).index_add_(0, rows, wrong)
     if language and tail is None:
         everything = model.logits(hidden[:, :-1])
-        loss = loss + language * F.cross_entropy(everything.flatten(0, 1), ids[:, 1:].flatten().long())
+        loss = loss + language * F.cross_entropy(
+            everything.flatten(0, 1), ids[:, 1:].flatten().long()
+        )
     return loss, (misses == 0).float().mean()
 
 
@@ -98,6 +109,7 @@ def train(args: argparse.Namespace) -> None:
         log_file.flush()
         print(json.dumps(fields), flush=True)
 
+    torch.backends.cuda.enable_cudnn_sdp(False)  # builds a plan for every new shape, 0.1 s each
     began = time.monotonic()
     pools = Pools(args.seed)
     context = mp.get_context("fork")  # before CUDA starts
@@ -117,9 +129,13 @@ def train(args: argparse.Namespace) -> None:
     model = RecallModel(ModelConfig())
     initialise(model, args.seed, offsets=not args.plain_init)
     if args.resume:
-        model.load_state_dict(torch.load(args.resume, weights_only=True)["model"])
+        model.load_state_dict(
+            torch.load(args.resume, weights_only=True, map_location="cpu")["model"]
+        )
     model.to(device)
-    gains = [p for n, p in model.named_parameters() if n.endswith(("q_norm.weight", "k_norm.weight"))]
+    gains = [
+        p for n, p in model.named_parameters() if n.endswith(("q_norm.weight", "k_norm.weight"))
+    ]
     matrices = [p for p in model.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if p.ndim == 1 and all(p is not g for g in gains)]
     groups = [
@@ -127,7 +143,9 @@ def train(args: argparse.Namespace) -> None:
         {"params": others, "weight_decay": 0.0, "scale": 1.0},
         {"params": gains, "weight_decay": 0.0, "scale": args.gain_rate},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=args.rate, betas=(0.9, 0.98), fused=device.type == "cuda")
+    optimizer = torch.optim.AdamW(
+        groups, lr=args.rate, betas=(0.9, 0.98), fused=device.type == "cuda"
+    )
     if args.resume:
         saved = torch.load(args.resume, weights_only=True, map_location=device)
         optimizer.load_state_dict(saved["optimizer"])
@@ -135,8 +153,13 @@ def train(args: argparse.Namespace) -> None:
     started, step, waited, seen = time.monotonic(), 0, 0.0, 0
     window: dict[str, list] = {}
     next_log = next_save = started
-    log(event="start", device=str(device), setup_s=round(started - began, 2), parameters=sum(
-        p.numel() for p in model.parameters()), args=vars(args))
+    log(
+        event="start",
+        device=str(device),
+        setup_s=round(started - began, 2),
+        parameters=sum(p.numel() for p in model.parameters()),
+        args=vars(args),
+    )
     while True:
         share = (time.monotonic() - started) / args.seconds
         if share >= 1.0:
@@ -162,11 +185,6 @@ def train(args: argparse.Namespace) -> None:
             seen += batch.ids.size
             bucket = 2 ** round(math.log2(batch.ids.shape[1]))
             window.setdefault(str(bucket), []).append(torch.stack((loss.detach(), exact)))
-        if args.profile and step == 6:
-            with torch.profiler.profile() as profiler:
-                loss_of(model, batch, device, dtype, language)[0].backward()
-                torch.cuda.synchronize()
-            print(profiler.key_averages().table(sort_by="cuda_time_total", row_limit=14, max_name_column_width=60), flush=True)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -185,13 +203,20 @@ def train(args: argparse.Namespace) -> None:
             )  # fmt: skip
         if now >= next_save:
             next_save = now + 60
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, out / "state.pt")
+            torch.save(
+                {"model": model.state_dict(), "optimizer": optimizer.state_dict()}, out / "state.pt"
+            )
     for worker in workers:
         worker.terminate()
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, out / "state.pt")
     save_checkpoint(model, out / "model")
-    log(event="trained", steps=step, t_s=round(time.monotonic() - started, 1), tokens=seen,
-        gains=[round(float(g.detach().abs().mean()), 2) for g in gains])
+    log(
+        event="trained",
+        steps=step,
+        t_s=round(time.monotonic() - started, 1),
+        tokens=seen,
+        gains=[round(float(g.detach().abs().mean()), 2) for g in gains],
+    )
     model.load_state_dict({k: v.to(torch.bfloat16).float() for k, v in model.state_dict().items()})
     deadline = time.monotonic() + args.eval_seconds
     for tokens in args.eval_lengths:
@@ -208,9 +233,13 @@ def main() -> None:
     parser.add_argument("--eval-lengths", type=int, nargs="*",
                         default=[512, 2048, 4096, 8192, 16384, 32768, 65536, 131072])  # fmt: skip
     parser.add_argument("--per-cell", type=int, default=21)
-    parser.add_argument("--tokens", type=int, default=65_536, help="of a micro-batch; three make a step")
+    parser.add_argument(
+        "--tokens", type=int, default=65_536, help="of a micro-batch; three make a step"
+    )
     parser.add_argument("--longest", type=int, default=131_072)
-    parser.add_argument("--start", type=float, default=0.0, help="where in the curriculum to begin, 0..1")
+    parser.add_argument(
+        "--start", type=float, default=0.0, help="where in the curriculum to begin, 0..1"
+    )
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--gain-rate", type=float, default=2.0)
     parser.add_argument("--warmup", type=int, default=60)
@@ -219,7 +248,6 @@ def main() -> None:
     parser.add_argument("--log-every", type=float, default=8)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--resume", default=None)
-    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--plain-init", action="store_true")
     train(parser.parse_args())
 

@@ -66,7 +66,12 @@ def byte_letters() -> list[str]:
 
 def tokenizer_json() -> dict[str, Any]:
     """A `tokenizers` file: byte b is id b, then the ChatML markers; no merges."""
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": False,
+    }
     return {
         "version": "1.0",
         "truncation": None,

@@ -115,7 +115,9 @@ def conversation(
     note = f"\n{inject}\n"
     spare = room - (size(note) if depth else 0)
     while True:
-        frame = size(user + texts.reference.format(n=len(bodies) + 1, text="") + assistant + close) + 1
+        frame = (
+            size(user + texts.reference.format(n=len(bodies) + 1, text="") + assistant + close) + 1
+        )
         body = min(chunk, spare - frame)
         if body < 16 and bodies:
             break

@@ -113,7 +113,6 @@ class Attention(nn.Module):
             )
         return linear(out.transpose(1, 2).reshape(batch, queries, -1), self.o_proj)
 
-
     def spread(self, x: Tensor) -> Tensor:
         """KV heads repeated for the query heads that share them."""
         group = self.config.query_heads // self.config.kv_heads

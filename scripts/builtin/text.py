@@ -80,7 +80,9 @@ class Pools:
         count = size // 6
         chosen = rng.integers(len(words), size=count)
         joins = rng.choice(marks, count)
-        return self._array("".join(words[i] + j for i, j in zip(chosen, joins, strict=True)).encode())
+        return self._array(
+            "".join(words[i] + j for i, j in zip(chosen, joins, strict=True)).encode()
+        )
 
     def _codes(self, size: int, rng: np.random.Generator) -> np.ndarray:
         letters = np.array(list(string.ascii_uppercase + string.digits))
@@ -110,7 +112,9 @@ class Pools:
     def draw(self, size: int, rng: np.random.Generator) -> np.ndarray:
         """uint8 [size], a writable copy."""
         if rng.random() < 0.6 or size < 64:
-            return self._cut(self.names[rng.choice(len(self.names), p=self.chances)], size, rng).copy()
+            return self._cut(
+                self.names[rng.choice(len(self.names), p=self.chances)], size, rng
+            ).copy()
         out = np.empty(size, np.uint8)
         typical = np.exp(rng.uniform(np.log(20), np.log(4000)))
         at = 0
