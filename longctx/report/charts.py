@@ -129,7 +129,8 @@ def memory_chart(summary: Summary, timeline: Timeline, chart_id: str = "memory")
     peak = gb(max(values)) if values else "n/a"
     label = (
         f"Memory of {printable(main, 24)} over {duration(timeline.end_s)}: "
-        f"{plural(timeline.samples, 'sample')}, peak {peak}, ceiling {gb(part(summary, 'limits').get('ceiling_bytes'))}."
+        f"{plural(timeline.samples, 'sample')}, peak {peak}, "
+        f"ceiling {gb(part(summary, 'limits').get('ceiling_bytes'))}."
     )
     drawn = sum(entry["packed"]["n"] for entry in series)
     if drawn < timeline.samples:

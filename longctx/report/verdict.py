@@ -85,6 +85,7 @@ def judge(summary: Summary) -> Verdict:
         ("recall", recall_text(summary)),
         ("memory", memory_text(summary)),
         ("speed", speed_text(summary)),
+        ("time", time_text(summary)),
     ]
     stop = stop_text(summary)
     if stop:
@@ -158,17 +159,20 @@ def headroom_bytes(summary: Summary) -> float | None:
 
 
 def speed_text(summary: Summary) -> str:
-    """Prefill and decode rates, time to first token of the question, wall time."""
+    """Prefill and decode rates over the whole run."""
     speed = part(summary, "speed")
     prefill, decode = (
         rate(speed.get("prefill_tokens_per_s")),
         rate(speed.get("decode_tokens_per_s")),
     )
-    return (
-        f"prefill {prefill}, decode {decode} tokens/s"
-        f" · first token {duration(speed.get('time_to_first_token_s'))}"
-        f" · wall {duration(speed.get('wall_s'))}"
-    )
+    return f"prefill {prefill} tokens/s · decode {decode} tokens/s"
+
+
+def time_text(summary: Summary) -> str:
+    """Wall time, and the time to the first token of the question's answer."""
+    speed = part(summary, "speed")
+    first = duration(speed.get("time_to_first_token_s"))
+    return f"{duration(speed.get('wall_s'))} in all · first token of the answer after {first}"
 
 
 def stop_text(summary: Summary) -> str | None:
@@ -201,7 +205,7 @@ def advice(summary: Summary) -> list[str]:
     if config.get("attention") == "math":
         tries.append("--attention auto: fused attention keeps no score matrix")
     if str(config.get("prefill_step")) == "whole":
-        tries.append("--prefill-step 1024: a step's memory no longer grows with the context")
+        tries.append("--prefill-step 1024: a step of 1,024 tokens, not of the whole prompt")
     if config.get("mode") in {"reprefill", "nocache"}:
         tries.append("--mode persistent: only a turn's own tokens are computed")
     if config.get("release") == "never":

@@ -379,7 +379,8 @@ def lab(colour, kind: str) -> tuple[float, float, float]:
 def test_curves_that_are_drawn_together_can_be_told_apart_with_any_colour_vision(theme, kind):
     palette = palettes()[theme]
     together = [("c0", "c1"), ("c0", "c2"), ("c1", "c2"), ("c0", "c3"), ("c1", "c5"), ("c0", "c5"),
-                ("c0", "ceil"), ("c0", "soft"), ("c0", "c8"), ("c1", "c3"), ("c2", "c3"), ("c0", "mark")]  # fmt: skip
+                ("c0", "ceil"), ("c0", "soft"), ("c0", "c8"), ("c1", "c3"), ("c2", "c3"),
+                ("c0", "mark")]  # fmt: skip
     for a, b in together:
         distance = math.dist(lab(palette[a], kind), lab(palette[b], kind))
         assert distance >= 10, (a, b, round(distance, 1))

@@ -71,7 +71,7 @@ def test_a_value_that_could_not_be_read_is_shown_as_not_available_and_never_as_z
     assert row[5:] == ["n/a"] * 5
     assert "peak n/a" in text
     assert "headroom" not in text
-    assert "prefill n/a, decode n/a tokens/s" in text
+    assert "prefill n/a tokens/s · decode n/a tokens/s" in text
 
 
 def test_a_long_table_keeps_its_ends_the_peak_and_the_stop_and_counts_what_it_leaves_out():

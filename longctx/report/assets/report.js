@@ -87,6 +87,9 @@
       c.lineTo(u.valToPos(mark.to ?? u.scales.x.max, "x", true) - px, y); c.stroke();
     }
     const lines = (spec.lines || []).map((l) => ({ ...l, y: u.valToPos(l.value, "y", true) })).sort((a, b) => a.y - b.y);
+    const busy = (spec.events || []).some((e) => { const x = u.valToPos(e.t, "x", true) - box.left; return x > box.width - 150 * px && x < box.width + 5 * px; });
+    const at = busy ? box.left + 6 * px : box.left + box.width - 6 * px;
+    c.textAlign = busy ? "left" : "right";
     lines.forEach((line, i) => {
       c.strokeStyle = c.fillStyle = css(line.kind === "soft" ? "--soft" : "--ceil");
       c.lineWidth = 1.5 * px; c.setLineDash(line.kind === "soft" ? [7 * px, 4 * px] : []);
@@ -94,10 +97,10 @@
       if (line.y > box.top) {
         const above = i === 0 && lines.length > 1 || line.kind !== "soft";
         c.textBaseline = above ? "bottom" : "top";
-        c.fillText(line.label, box.left + box.width - 6 * px, line.y + (above ? -3 : 4) * px);
+        c.fillText(line.label, at, line.y + (above ? -3 : 4) * px);
       }
     });
-    if (u.$above) { c.fillStyle = css("--ceil"); c.textBaseline = "top"; c.fillText(u.$above + " ↑", box.left + box.width - 6 * px, box.top + 4 * px); }
+    if (u.$above) { c.fillStyle = css("--ceil"); c.textBaseline = "top"; c.fillText(u.$above + " ↑", at, box.top + (busy ? 20 : 4) * px); }
     c.setLineDash([]); c.textBaseline = "bottom";
     for (const event of spec.events || []) {
       const x = u.valToPos(event.t, "x", true);
