@@ -47,11 +47,9 @@ def fill_random(slots: Sequence[Slot], seed: int = 0, progress: Progress | None 
 def _copy_from_pool(slot: Slot, pool: torch.Tensor, start: int) -> None:
     target = slot.target
     if not target.is_contiguous():
-        if target.dim() < 2:
-            raise ValueError(f"{slot.name}: a strided vector cannot be filled at random")
-        for row in range(target.shape[0]):
-            part = Slot(slot.name, target[row], fill=slot.fill, std=slot.std)
-            _copy_from_pool(part, pool, (start + row * target[row].numel()) % len(pool))
+        whole = torch.empty_like(target, memory_format=torch.contiguous_format)
+        _copy_from_pool(Slot(slot.name, whole, fill=slot.fill, std=slot.std), pool, start)
+        target.copy_(whole)
         return
     flat = target.view(-1)
     scale = slot.std if slot.fill == "normal" else None
