@@ -166,18 +166,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ceiling", default="116GB")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--records", type=Path, help="keep the run directories here")
     parser.add_argument("--only", help="only runs whose name holds this text")
     options = parser.parse_args()
     wrong: dict[str, str] = {}
     ratios: list[float] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.records or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
         for run in RUNS:
             if options.only and options.only not in run.name:
                 continue
             flags = flags_of(run, options.ceiling, options.device)
             plan, predicted = predictions(flags)
             started = time.monotonic()
-            code, summary = measure(run, flags, Path(folder))
+            code, summary = measure(run, flags, folder)
             lines = turn_lines(run, predicted, summary)
             for line in lines:
                 print(json.dumps(line), flush=True)
