@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -29,6 +29,7 @@ from longctx.models import resolve_model
 from longctx.prompts import (
     DEFAULT_SECRET,
     TEXTS,
+    PromptTexts,
     ScriptSettings,
     Secret,
     Tokenizer,
@@ -52,6 +53,7 @@ class Case:
 
     Args:
         start: character of the haystack text at which this conversation's haystack begins.
+        texts: own prompt texts; None for those of the language.
     """
 
     tokens: int
@@ -61,21 +63,26 @@ class Case:
     chunk: int
     secret: str
     start: int
+    texts: PromptTexts | None = None
 
 
-def cases(tokens: int, per_cell: int, seed: int, default_secret: bool) -> Iterator[Case]:
-    """`per_cell` cases for every language and depth; haystacks take turns, chunks are 64 to 16000."""
+def cases(tokens: int, per_cell: int, seed: int, secret: str | None = None) -> Iterator[Case]:
+    """`per_cell` cases for every language and depth; haystacks take turns, chunks are 64 to 16000.
+
+    Args:
+        secret: use this one; None draws a fresh one for every case.
+    """
     rng = np.random.default_rng((seed, tokens))
     for language in LANGUAGES:
         for depth in DEPTHS:
             for i in range(per_cell):
                 kind = HAYSTACKS[i % len(HAYSTACKS)]
                 chunk = int(np.exp(rng.uniform(np.log(64), np.log(16_000))))
-                secret = DEFAULT_SECRET if default_secret else held_out_secret(rng)
+                fresh = held_out_secret(rng)
                 # A hidden sentence must fit into a chunk: some of these take up to 90 bytes.
                 chunk = max(chunk, 96) if depth else chunk
                 start = int(rng.integers(len(haystack_text(kind))))
-                yield Case(tokens, language, depth, kind, chunk, secret, start)
+                yield Case(tokens, language, depth, kind, chunk, secret or fresh, start)
 
 
 def hold(case: Case, engine: Engine, tokenizer: Tokenizer, file: Path, step: int) -> dict:
@@ -88,7 +95,7 @@ def hold(case: Case, engine: Engine, tokenizer: Tokenizer, file: Path, step: int
         chunk_tokens=case.chunk,
         secrets=(Secret(case.secret, case.depth),),
         haystack=file,
-        texts=TEXTS[case.language],
+        texts=case.texts or TEXTS[case.language],
     )
     script = TurnScript(settings, tokenizer)
     engine.truncate(0)
@@ -146,7 +153,9 @@ def main() -> int:
     parser.add_argument("--per-cell", type=int, default=21, help="per length, language and depth")
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--step", type=int, default=None, help="tokens of a prefill step")
-    parser.add_argument("--default-secret", action="store_true", help=f"ask for {DEFAULT_SECRET}")
+    parser.add_argument("--secret", default=None, help=f"always this one, such as {DEFAULT_SECRET}")
+    parser.add_argument("--inject-text", default=None, help="own text, with {secret} in it")
+    parser.add_argument("--question-text", default=None, help="own question")
     parser.add_argument("--seconds", type=float, default=None, help="stop after this long")
     parser.add_argument(
         "--json", type=Path, default=None, help="append the JSON lines to this file"
@@ -161,10 +170,13 @@ def main() -> int:
     out = args.json.open("a") if args.json else sys.stdout
     with tempfile.TemporaryDirectory() as folder:
         for tokens in args.lengths:
-            for case in cases(tokens, args.per_cell, args.seed, args.default_secret):
+            for case in cases(tokens, args.per_cell, args.seed, args.secret):
                 if args.seconds and time.monotonic() - began > args.seconds:
                     print("stopped by --seconds; totals are smaller than asked", file=sys.stderr)
                     break
+                own = {"inject": args.inject_text, "question": args.question_text}
+                own = {name: text for name, text in own.items() if text}
+                case = replace(case, texts=replace(TEXTS[case.language], **own))
                 row = hold(case, engine, tokenizer, Path(folder) / "haystack.txt", step)
                 rows.append(row)
                 print(json.dumps(row, ensure_ascii=False), file=out, flush=True)

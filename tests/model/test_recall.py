@@ -23,8 +23,7 @@ def test_unseen_secrets_are_recalled_at_every_depth_in_both_languages(
     tokens, engine, tokenizer, tmp_path
 ):
     rows = [
-        held(case, engine, tokenizer, tmp_path)
-        for case in cases(tokens, per_cell=3, seed=SEED, default_secret=False)
+        held(case, engine, tokenizer, tmp_path) for case in cases(tokens, per_cell=3, seed=SEED)
     ]
     assert len(rows) == 30
     wrong = [row for row in rows if not row["exact"]]
@@ -44,8 +43,7 @@ def test_the_default_secret_is_recalled_over_8000_tokens(language, engine, token
 @pytest.mark.parametrize("tokens", [4096, 16_384])
 def test_unseen_secrets_are_recalled_in_longer_conversations(tokens, engine, tokenizer, tmp_path):
     rows = [
-        held(case, engine, tokenizer, tmp_path)
-        for case in cases(tokens, per_cell=1, seed=SEED, default_secret=False)
+        held(case, engine, tokenizer, tmp_path) for case in cases(tokens, per_cell=1, seed=SEED)
     ]
     assert not [row for row in rows if not row["exact"]]
 
