@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -72,76 +74,89 @@ def _title(summary: Summary) -> Text:
 # -- the table ----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Column:
+    """A column of the table of turns; the one with the lowest `worth` goes first where room is short."""
+
+    title: str
+    worth: int
+    render: Callable[[Mapping[str, Any]], str]
+
+
 def turn_table(summary: Summary, console: Console) -> Table:
-    """The turns as a table that fits the console's width."""
+    """The turns as a table that fits the console's width: columns are left out, figures never cut."""
     turns = turns_of(summary)
-    digits = gb_digits(*(turn.get("peak_used_bytes") for turn in turns))
-    width = console.width
-    columns = _columns(turns, digits, width)
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for index, (title, _) in enumerate(columns):
-        table.add_column(
-            Text(title, justify="left" if index == 0 else "right", style="bold"),
-            justify="left" if index == 0 else "right",
-            no_wrap=True,
-        )
     peak_turn, stop_turn = (
         part(summary, "memory").get("peak_turn"),
         part(summary, "guard").get("at_turn"),
     )
     rows = _rows_to_show(turns, {peak_turn, stop_turn})
-    for shown in rows:
-        if isinstance(shown, int):
-            table.add_row(_encodable(Text(f"  … {shown} more", style="dim"), console))
+    shown = [row for row in rows if not isinstance(row, int)]
+    columns = _that_fit(_columns(shown, console.width), shown, console.width)
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for place, column in enumerate(columns):
+        side: Any = "left" if place == 0 else "right"
+        table.add_column(Text(column.title, justify=side, style="bold"), justify=side, no_wrap=True)
+    for row in rows:
+        if isinstance(row, int):
+            table.add_row(_encodable(Text(f"  … {row} more", style="dim"), console))
             continue
-        style = "bold" if peak_turn is not None and shown.get("index") == peak_turn else ""
-        if stop_turn is not None and shown.get("index") == stop_turn:
+        style = "bold" if peak_turn is not None and row.get("index") == peak_turn else ""
+        if stop_turn is not None and row.get("index") == stop_turn:
             style = _BAD
-        table.add_row(*(render(shown) for _, render in columns), style=style)
+        table.add_row(*(Text(column.render(row)) for column in columns), style=style)
     return table
 
 
-def _columns(turns: Sequence[Mapping[str, Any]], digits: int, width: int) -> list[tuple[str, Any]]:
+def _that_fit(
+    columns: list[_Column], rows: Sequence[Mapping[str, Any]], width: int
+) -> list[_Column]:
+    def needed(column: _Column) -> int:
+        texts = [*column.title.split("\n"), *(column.render(row) for row in rows)]
+        return max(cell_len(text) for text in texts) + 1
+
+    while len(columns) > 1 and sum(map(needed, columns)) - 1 > width:
+        least = min(columns, key=lambda column: column.worth)
+        columns = [column for column in columns if column is not least]
+    return columns
+
+
+def _columns(turns: Sequence[Mapping[str, Any]], width: int) -> list[_Column]:
     index_width = max(len(str(turn.get("index", ""))) for turn in turns)
+    digits = gb_digits(*(turn.get("peak_used_bytes") for turn in turns))
 
     def name(turn: Mapping[str, Any]) -> str:
         return (
             f"{turn.get('index', '?')!s:>{index_width}} {printable(turn.get('kind') or 'n/a', 10)}"
         )
 
-    def size(key: str) -> Any:
+    def size(key: str) -> Callable[[Mapping[str, Any]], str]:
         return lambda turn: gb(turn.get(key), digits, unit=False)
 
-    def speed(turn: Mapping[str, Any]) -> str:
-        return rate(per_second(prefilled(turn), turn.get("prefill_s")))
+    def reserved(turn: Mapping[str, Any]) -> str:
+        return gb(part(turn, "allocator").get("reserved_peak_bytes"), digits, unit=False)
 
-    columns: list[tuple[str, Any]] = [
-        ("\nturn", name),
-        ("new\ntokens", lambda turn: count(turn.get("new_tokens"))),
-        ("\ncomputed", lambda turn: count(turn.get("computed_tokens"))),
-        ("\ncontext", lambda turn: count(turn.get("context_tokens"))),
-        ("prefill\ns", lambda turn: seconds(turn.get("prefill_s"))),
-        ("tokens\n/s", speed),
-        ("predicted\npeak GB", size("predicted_peak_bytes")),
-        ("measured\npeak GB", size("peak_used_bytes")),
-        ("released\nGB", size("released_bytes")),
+    wide = width >= 112
+    columns = [
+        _Column("\nturn", 99, name),
+        _Column("new\ntokens", 3, lambda turn: count(turn.get("new_tokens"))),
+        _Column("\ncomputed", 7, lambda turn: count(turn.get("computed_tokens"))),
+        _Column("\ncontext", 9, lambda turn: count(turn.get("context_tokens"))),
+        _Column("prefill\ns", 6, lambda turn: seconds(turn.get("prefill_s"))),
+        _Column(
+            "tokens\n/s", 5, lambda turn: rate(per_second(prefilled(turn), turn.get("prefill_s")))
+        ),
+        _Column("predicted\npeak GB", 8, size("predicted_peak_bytes")),
+        _Column("measured\npeak GB", 10, size("peak_used_bytes")),
+        _Column("released\nGB", 4, size("released_bytes")),
     ]
-    if width < 80:  # the essential five
-        columns = [columns[i] for i in (0, 3, 4, 6, 7)]
-    if width >= 112:
-        columns.insert(6, ("decode\ns", lambda turn: seconds(turn.get("decode_s"))))
-        columns.insert(
-            6, ("first\ntoken s", lambda turn: seconds(turn.get("time_to_first_token_s")))
-        )
+    if wide:
+        columns[6:6] = [
+            _Column("first\ntoken s", 2, lambda turn: seconds(turn.get("time_to_first_token_s"))),
+            _Column("decode\ns", 2, lambda turn: seconds(turn.get("decode_s"))),
+        ]
         if any(turn.get("allocator") for turn in turns):
-            columns.append(
-                (
-                    "reserved\npeak GB",
-                    lambda turn: gb(
-                        part(turn, "allocator").get("reserved_peak_bytes"), digits, unit=False
-                    ),
-                )
-            )
+            columns.append(_Column("reserved\npeak GB", 1, reserved))
     return columns
 
 

@@ -92,6 +92,21 @@ def test_a_long_table_keeps_its_ends_the_peak_and_the_stop_and_counts_what_it_le
     assert len(indices) <= SHOWN_TURNS
 
 
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120])
+def test_large_figures_cost_columns_and_are_never_cut(width):
+    summary = make_summary(target=128_000, mode="persistent", attention="auto")
+    for turn in summary["turns"]:
+        turn.update(
+            new_tokens=1_048_576, computed_tokens=8_256_000, context_tokens=1_048_576, prefill_s=0.001,
+            prefill_tokens=1_246_765, predicted_peak_bytes=1_234_567 * 10**6, peak_used_bytes=987_654 * 10**6,
+        )  # fmt: skip
+    text = shown(summary, width)
+    rows = [line for line in text.splitlines() if " reference" in line]
+    assert len(rows) == 8
+    assert all("987.65" in row and "…" not in row and len(row) <= width for row in rows)
+    assert ("8,256,000" in rows[0]) is (width >= 60)
+
+
 def test_a_stop_names_its_layer_turn_and_reason_and_what_to_try():
     text = shown(make_summary(stop="admission"))
     assert "STOPPED" in text
