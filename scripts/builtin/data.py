@@ -52,7 +52,7 @@ class Sample:
 
 
 def random_secret(rng: np.random.Generator) -> bytes:
-    """Three quarters are 2-4 groups of 3-6 of A-Z0-9 joined by '-'; the rest has other forms."""
+    """Three quarters are 2-4 groups of 3-6 of A-Z0-9 joined by '-' (some with repeats on purpose)."""
     kind = rng.random()
 
     def draw(alphabet: str, low: int, high: int) -> str:
@@ -63,6 +63,10 @@ def random_secret(rng: np.random.Generator) -> bytes:
         count = rng.integers(low, high + 1)
         return joint.join(draw(string.ascii_lowercase, 2, 7) for _ in range(count))
 
+    if kind < 0.2:
+        # Few letters repeat short stretches: copying then needs more than the last letters.
+        few = "".join(rng.choice(list(UPPER), rng.integers(3, 10), replace=False))
+        return "-".join(draw(few, 3, 6) for _ in range(rng.integers(2, 5))).encode()
     if kind < 0.74:
         groups: list[str] = []
         for _ in range(rng.integers(2, 5)):
