@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from longctx.engine.loading.headers import ITEM_BYTES
-from longctx.engine.loading.slots import TORCH_DTYPES, Placement
+from longctx.engine.loading.headers import ITEM_BYTES, Entry
+from longctx.engine.loading.slots import TORCH_DTYPES, Placement, Slot
 from longctx.errors import ModelError
 from longctx.units import MIB
 
@@ -197,6 +197,20 @@ class Streamer:
         self._files.clear()
         for stage in self._stages:
             stage.wait()
+
+
+def read_tensor(entry: Entry) -> torch.Tensor:
+    """One tensor on the CPU, as it is stored.
+
+    Raises:
+        ModelError: the file ends early, or the dtype has no counterpart in torch.
+    """
+    if entry.dtype not in TORCH_DTYPES:
+        raise ModelError(f"{entry.file}: {entry.name} has dtype {entry.dtype}, which is not used.")
+    tensor = torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype])
+    placement = Placement(entry, Slot(entry.name, tensor))
+    Streamer(torch.device("cpu"), drop_cache=False).run([placement], lambda block: None)
+    return tensor
 
 
 def _read(file: int, address: int, block: Block) -> None:
