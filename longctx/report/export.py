@@ -19,6 +19,7 @@ TURN_COLUMNS = (
     "time_to_first_token_s", "decode_s", "prefill_tokens_per_s", "predicted_peak_bytes",
     "peak_used_bytes", "used_after_bytes", "released_bytes", "worker_peak_bytes",
     "allocated_peak_bytes", "reserved_peak_bytes", "reserved_after_bytes", "inactive_split_bytes",
+    "largest_free_block_bytes",
 )  # fmt: skip
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 

@@ -43,7 +43,26 @@ def memory_blocks(summary: Summary, timeline: Timeline) -> list[Any]:
     lines = f"{plural(guard.get('samples'), 'sample')}, longest gap {gap}."
     if source:
         lines += f" Ceiling: {printable(source)}."
-    return [chart, Text(lines, "quiet")]
+    return [chart, Text(lines, "quiet"), *pool_tables(summary)]
+
+
+def pool_tables(summary: Summary) -> list[Any]:
+    """Every pool with its peak and limits, where there is more than one."""
+    memory, limits = part(summary, "memory"), part(summary, "limits")
+    pools = [pool for pool in memory.get("pools") or [] if isinstance(pool, Mapping)]
+    if len(pools) < 2:
+        return []
+    by_name = {p.get("pool"): p for p in limits.get("pools") or [] if isinstance(p, Mapping)}
+    rows = []
+    for pool in pools:
+        limit = by_name.get(pool.get("pool"), {})
+        peak, ceiling = number(pool.get("peak_used_bytes")), number(limit.get("ceiling_bytes"))
+        room = None if peak is None or ceiling is None else ceiling - peak
+        sizes = (pool.get("baseline_used_bytes"), peak, limit.get("soft_bytes"), ceiling, room)
+        rows.append([printable(pool.get("pool"), 24), *(_size(size) for size in sizes)])
+    header = ["pool", "before GB", "peak GB", "soft limit GB", "ceiling GB", "headroom GB"]
+    binds = frozenset(i for i, pool in enumerate(pools) if pool.get("pool") == limits.get("pool"))
+    return [Table("Every pool; the one that binds stands out", header, rows, strong=binds)]
 
 
 def turn_table(summary: Summary) -> Table:
@@ -58,7 +77,12 @@ def turn_table(summary: Summary) -> Table:
     if own:
         header.append("worker peak GB")
     if reserved:
-        header += ["allocated peak GB", "reserved peak GB", "split blocks GB"]
+        header += [
+            "allocated peak GB",
+            "reserved peak GB",
+            "split blocks GB",
+            "largest free block GB",
+        ]
     body = []
     for row, turn in zip(rows, turns, strict=True):
         predicted, measured = row["predicted_peak_bytes"], row["peak_used_bytes"]
@@ -74,7 +98,10 @@ def turn_table(summary: Summary) -> Table:
         if own:
             cells.append(_size(row["worker_peak_bytes"]))
         if reserved:
-            names = ("allocated_peak_bytes", "reserved_peak_bytes", "inactive_split_bytes")
+            names = (
+                "allocated_peak_bytes", "reserved_peak_bytes", "inactive_split_bytes",
+                "largest_free_block_bytes",
+            )  # fmt: skip
             cells += [_size(row[name]) for name in names]
         body.append(cells)
     peak_turn, stop_turn = (

@@ -270,9 +270,30 @@ def test_the_page_prints_in_light_colours(browser, tmp_path):
     assert browser.js("document.documentElement.classList.contains('light')")
     assert browser.js("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     browser.js("dispatchEvent(new Event('afterprint'))")
-    pdf = browser.call("Page.printToPDF", printBackground=True)["data"]
+    pdf = browser.call("Page.printToPDF", printBackground=True, preferCSSPageSize=True)["data"]
     assert len(pdf) > 20_000
     assert browser.problems == []
+
+
+def test_every_column_of_the_table_of_turns_is_on_the_paper(browser, tmp_path):
+    browser.open(one(tmp_path))
+    paper_px = round((297 - 24) / 25.4 * 96)  # A4, landscape, within its margins
+    browser.call(
+        "Emulation.setDeviceMetricsOverride",
+        width=paper_px,
+        height=700,
+        deviceScaleFactor=1,
+        mobile=False,
+    )
+    browser.call("Emulation.setEmulatedMedia", media="print", features=[])
+    try:
+        browser.settle()
+        widest = browser.js(
+            "Math.max(...[...document.querySelectorAll('table')].map(t => t.scrollWidth))"
+        )
+        assert widest <= paper_px
+    finally:
+        browser.call("Emulation.setEmulatedMedia", media="", features=[])
 
 
 def test_a_page_without_javascript_still_has_its_tables(browser, tmp_path):

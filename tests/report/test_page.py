@@ -295,6 +295,20 @@ def test_two_pools_are_drawn_together(tmp_path):
     assert names == ["unified used", "host used"]
 
 
+def test_every_pool_has_a_row_with_its_own_limits(tmp_path):
+    run = write_record(tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text("utf-8"))
+    summary["memory"]["pools"] = [
+        {"pool": "unified", "baseline_used_bytes": GB, "peak_used_bytes": 90 * GB},
+        {"pool": "host", "baseline_used_bytes": None, "peak_used_bytes": 3 * GB},
+    ]
+    summary["limits"]["pools"] = [{"pool": "host", "ceiling_bytes": 20 * GB, "soft_bytes": 19 * GB}]
+    (run / "summary.json").write_text(json.dumps(summary), "utf-8")
+    rows = Reader(render(page_of([str(run)]))).tables["Every pool; the one that binds stands out"]
+    assert rows[1] == ["unified", "1.000", "90.000", "n/a", "n/a", "n/a"]
+    assert rows[2] == ["host", "n/a", "3.000", "19.000", "20.000", "17.000"]
+
+
 def test_open_shows_the_page_in_the_browser_and_says_so_where_there_is_none(
     tmp_path, monkeypatch, capsys
 ):
