@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from longctx.report.blocks import Page, Section, Table, Text, Tile
-from longctx.report.many_page import Run, many_sections, name_runs, pair_sentence
+from longctx.report.many_charts import Run
+from longctx.report.many_page import many_sections, name_runs, pair_sentence
 from longctx.report.run_page import run_subtitle
 from longctx.report.text import gb, number, printable, seconds
 from longctx.report.timeline import Timeline, read_timeline

@@ -9,7 +9,8 @@ from typing import Any
 from longctx.errors import LongctxError
 from longctx.report.blocks import Chart, Page, Section, Table, Tile
 from longctx.report.compare_page import result_word
-from longctx.report.run_sections import again_blocks, error_of
+from longctx.report.run_facts import again_blocks
+from longctx.report.run_sections import error_of
 from longctx.report.runs import load_run
 from longctx.report.text import count, gb, number, printable, seconds
 from longctx.report.verdict import part

@@ -9,7 +9,7 @@ from typing import Any
 
 from longctx.errors import LongctxError
 from longctx.report.blocks import Chart, Heat, Page, Section, Table, Tile
-from longctx.report.run_sections import again_blocks
+from longctx.report.run_facts import again_blocks
 from longctx.report.runs import load_run
 from longctx.report.text import count, gb, number, printable, rate, seconds
 from longctx.report.verdict import Summary, part

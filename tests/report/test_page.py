@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from longctx.errors import UsageError
 from longctx.report.embed import pack, quantum_of, safe_json, unpack
 from longctx.report.html import asset, charts_of, render
-from longctx.report.run_sections import command_line
+from longctx.report.run_facts import command_line
 from longctx.report.write import page_of, write_report
 from tests.report.records import CEILING, GB, make_summary, write_record
 
