@@ -84,10 +84,10 @@ class PackedLinear(Linear):
         self._scratch = scratch
         self._kernels = _kernels_for(device)
         scratch.reserve(self.out_features, in_features)
-        self.bias: torch.Tensor | None = None
-        self._keep(
-            "bias", torch.empty(self.out_features, dtype=dtype, device=device) if bias else None
-        )
+        size = self.out_features
+        self._keep("bias", torch.empty(size, dtype=dtype, device=device) if bias else None)
+
+    bias: torch.Tensor | None
 
     def _keep(self, name: str, tensor: torch.Tensor | None) -> None:
         self.register_buffer(name, tensor, persistent=False)
