@@ -135,7 +135,7 @@ class RunConfig:
         None,
         p.path,
         OUTPUT,
-        "Run directory; default: longctx-runs/<UTC time>-<mode>-<tokens>.",
+        "Run directory; default: longctx-runs/TIME-MODE-TOKENS (UTC).",
         "DIR",
     )
     json: bool = _setting(False, p.boolean, OUTPUT, "Print summary.json, alone, on stdout.")
