@@ -21,6 +21,10 @@ class HardStop(MemoryStop):
     """The guard killed the worker."""
 
 
+class LoadRefused(MemoryStop):
+    """Admission refused to load the model."""
+
+
 @dataclass
 class StopFlags:
     """Set by the sampler's thread, read by the session: the reason, None while all is well."""
@@ -142,6 +146,11 @@ class Dialogue:
             if self._flags.soft is None:
                 self.refused = answer.reason
             self._client.send({"type": "stop", "ask": number, "reason": stop})
+            if request.phase == "load":  # there is no turn that could be closed cleanly
+                raise LoadRefused(
+                    f"Stopped: {stop}.",
+                    hint="A smaller --target-tokens, --kv-dtype int8, or a higher --ceiling.",
+                )
 
     def _on_step(self, message: dict[str, Any]) -> None:
         self._recorder.event("step", **{k: v for k, v in message.items() if k != "type"})

@@ -29,7 +29,7 @@ from longctx.guard import (
 from longctx.memory import Sample
 from longctx.plan.predict import PlanSettings, TurnPrediction
 from longctx.record import Recorder
-from longctx.session.dialogue import Dialogue, HardStop, StopFlags
+from longctx.session.dialogue import Dialogue, HardStop, LoadRefused, StopFlags
 from longctx.session.journal import record_limits, record_model, record_plan, record_sample
 from longctx.session.prepare import (
     Machine,
@@ -268,6 +268,8 @@ class StressRun:
             self._note_guard("hard", error.message, self._turn)
         elif self._flags.soft is not None:
             self._note_guard("soft", self._flags.soft, self._turn)
+        elif isinstance(error, LoadRefused):
+            self._note_guard("admission", error.message, None)
         self.note("error", kind="stopped", message=error.message, hint=error.hint)
 
     def note_error(self, kind: str, error: BaseException) -> None:

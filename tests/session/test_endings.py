@@ -123,14 +123,32 @@ def test_a_closed_terminal_ends_the_run_with_a_record_and_no_worker(tmp_path: Pa
 
 
 def test_a_growing_worker_is_stopped_and_what_was_measured_is_kept(tmp_path: Path) -> None:
-    fake = {"retain": True, "step_token_bytes": 1_000_000, "need_factor": 0.01}
-    done = run(tmp_path / "run", *FLAGS[:-1], "+900MB", fake=fake)
+    fake = {"retain": True, "step_token_bytes": 2_000_000, "need_factor": 0.01}
+    done = run(tmp_path / "run", *FLAGS[:-1], "+1.8GB", fake=fake)
     summary = done.summary
     assert done.code == 3, done.stderr
     assert summary["status"] == "stopped"
     assert summary["guard"]["stopped_by"] in ("soft", "hard", "admission")
     assert summary["memory"]["peak_used_bytes"] < summary["limits"]["ceiling_bytes"] * 1.02
     assert any(turn["complete"] for turn in summary["turns"])
+
+
+def test_a_load_that_does_not_fit_is_refused_by_admission(tmp_path: Path) -> None:
+    done = run(
+        tmp_path / "run",
+        "--target-tokens",
+        "4000",
+        "--ceiling",
+        "+700MB",
+        "--force",
+        "--device",
+        "cpu",
+    )
+    assert done.code == 3, done.stderr
+    guard = done.summary["guard"]
+    assert guard["stopped_by"] in ("admission", "soft")
+    assert "loading the model needs" in guard["reason"] or guard["stopped_by"] == "soft"
+    assert done.summary["turns"] == []
 
 
 def test_a_turn_that_takes_too_long_is_stopped_with_the_flag_that_helps(tmp_path: Path) -> None:
