@@ -104,10 +104,10 @@ def test_the_time_from_sigkill_to_release_is_measured(pool: Probe) -> None:
 
 def test_an_allocation_outside_torch_is_seen_and_stopped(pool: Probe, tmp_path: Path) -> None:
     summary = tmp_path / "summary.json"
+    taking = [PYTHON, "-c", TAKE, "48", "0.02", "60"]
     done = run(
-        guard("--ceiling", "+4GiB", "--json-summary", str(summary), "--", PYTHON, "-c", TAKE, "48", "0.02", "60"),
-        seconds=120,
-    )  # fmt: skip
+        guard("--ceiling", "+4GiB", "--json-summary", str(summary), "--", *taking), seconds=120
+    )
     assert done.returncode == 124, done.stderr
     assert "taken" not in done.stdout
     document = json.loads(summary.read_text())
