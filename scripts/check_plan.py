@@ -30,6 +30,7 @@ from longctx.units import MB
 
 CPU_SLACK = (1.15, 50 * MB)
 GPU_SLACK = (1.05, 0)
+DECODED = 4  # tokens generated in every turn, so that decoding is in the peak as well
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def measure(case: Case, device: str) -> list[dict[str, Any]]:
     """Runs the case on a fresh worker; one row per turn, predicted beside measured."""
     model = resolve_model(case.model)
     turns = [
-        Turn(i, "reference", case.turn_tokens, (i + 1) * case.turn_tokens + i)
+        Turn(i, "reference", case.turn_tokens, (i + 1) * case.turn_tokens + i * DECODED)
         for i in range(case.turns)
     ]
     settings = PlanSettings(
@@ -119,14 +120,13 @@ def measure(case: Case, device: str) -> list[dict[str, Any]]:
             keep = turn.context_tokens - turn.new_tokens if case.mode == "persistent" else 0
             if keep:
                 keep -= 1  # the last generated id is not in the cache yet
-            done = bench.turn(ids[keep : turn.context_tokens], keep).done
+            done = bench.turn(ids[keep : turn.context_tokens], keep, DECODED).done
             rows.append(_row(case, device, turn, plan, done))
     return rows
 
 
 def _row(case: Case, device: str, turn: Turn, plan: Any, done: dict[str, Any]) -> dict[str, Any]:
     allocator = done["allocator"]
-    live = plan.reserved_bytes - plan.parts["retention"]
     if allocator is not None:
         measured, predicted = allocator["reserved_peak_bytes"], plan.reserved_bytes
     else:
@@ -145,7 +145,7 @@ def _row(case: Case, device: str, turn: Turn, plan: Any, done: dict[str, Any]) -
         "predicted_bytes": predicted,
         "ratio": round(predicted / measured, 4) if measured else None,
         "measured_allocated_bytes": allocator and allocator["allocated_peak_bytes"],
-        "predicted_allocated_bytes": live if allocator else None,
+        "predicted_allocated_bytes": plan.allocated_bytes if allocator else None,
         "verdict": verdict,
     }
 

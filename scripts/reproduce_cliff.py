@@ -119,16 +119,15 @@ def turn_lines(
             allocator.get("reserved_peak_bytes"),
             allocator.get("allocated_peak_bytes"),
         )
-        predicted_allocated = plan.reserved_bytes - plan.parts["retention"]
         lines.append(
             {
                 "run": run.name,
                 "turn": turn["index"],
                 "kind": turn["kind"],
                 "context_tokens": turn["context_tokens"],
-                "predicted_allocated_bytes": predicted_allocated,
+                "predicted_allocated_bytes": plan.allocated_bytes,
                 "measured_allocated_bytes": allocated,
-                "allocated_ratio": _ratio(predicted_allocated, allocated),
+                "allocated_ratio": _ratio(plan.allocated_bytes, allocated),
                 "predicted_reserved_bytes": plan.reserved_bytes,
                 "measured_reserved_bytes": reserved,
                 "reserved_ratio": _ratio(plan.reserved_bytes, reserved),

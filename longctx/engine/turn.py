@@ -13,8 +13,11 @@ from longctx.engine.engine import Engine, Step
 from longctx.engine.talk import StepRefused, Talk
 from longctx.engine.worker_memory import StepMeter, release
 from longctx.errors import UsageError
-from longctx.plan.formulas import step_transient_bytes
-from longctx.plan.growth import segments_of_snapshot, step_growth_bytes
+from longctx.plan.growth import (
+    host_step_growth_bytes,
+    segments_of_snapshot,
+    step_growth_bytes,
+)
 
 
 @dataclass(frozen=True)
@@ -194,7 +197,7 @@ class TurnRunner:
             "kv_dtype": policy.kv_dtype,
         }
         if device.type != "cuda":
-            return step_transient_bytes(self.engine.shape, **step)
+            return host_step_growth_bytes(self.engine.shape, **step)
         segments = segments_of_snapshot(torch.cuda.memory_snapshot(), device.index or 0)
         return step_growth_bytes(self.engine.shape, segments=segments, **step)
 

@@ -6,11 +6,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from longctx.plan.allocator import CachingAllocator, Segment
-from longctx.plan.formulas import step_size
+from longctx.plan.formulas import step_size, step_transient_bytes
 from longctx.plan.step import record_step
 from longctx.shapes import ModelShape
 from longctx.units import MIB
 
+# A CPU worker also grows by code that runs for the first time, by buffers of its libraries, and by
+# pages of the heap that cannot be used again; 34 MB beside 846 MB was the most seen.
+HOST_SLACK_BYTES = 32 * MIB
+HOST_SLACK_FACTOR = 1.02
 # What the list of a step's tensors may lack: workspaces of libraries, tensors of a few kilobytes.
 SLACK_BYTES = 64 * MIB
 
@@ -29,6 +33,14 @@ def segments_of_snapshot(snapshot: Iterable[Mapping[str, Any]], device_index: in
         blocks = [(int(b["size"]), b["state"] != "inactive") for b in segment["blocks"]]
         segments.append((segment["segment_type"] == "small", blocks))
     return segments
+
+
+def host_step_growth_bytes(shape: ModelShape, **step: Any) -> int:
+    """Bytes that a CPU worker may grow by in a step; arguments as `step_transient_bytes`.
+
+    Freed tensors go back to the system or are used again, so it is the step's own peak.
+    """
+    return round(step_transient_bytes(shape, **step) * HOST_SLACK_FACTOR) + HOST_SLACK_BYTES
 
 
 def step_growth_bytes(

@@ -68,6 +68,7 @@ class TurnPrediction:
         predicted_peak_bytes: pool used at the turn's peak; the sum of parts.
         parts: cause -> bytes: baseline, process, weights, kv_cache, activations, attention,
             logits, scratch, retention.
+        allocated_bytes: of those, what the worker's allocator counts as in use at the peak.
     """
 
     index: int
@@ -77,6 +78,7 @@ class TurnPrediction:
     context_tokens: int
     predicted_peak_bytes: int
     parts: dict[str, int] = field(default_factory=dict)
+    allocated_bytes: int = 0
 
     @property
     def worker_bytes(self) -> int:
@@ -161,16 +163,20 @@ def resident_parts(
         "scratch": scratch_bytes(
             shape, settings.dtype, settings.kv_dtype, settings.weight_format, settings.device
         ),
-        "retention": resident_rounding_bytes(
-            shape,
-            settings.dtype,
-            settings.kv_dtype,
-            settings.weight_format,
-            settings.capacity_tokens,
-        )
-        if settings.cuda
-        else 0,
+        "retention": sum(_rounding(shape, settings)),
     }
+
+
+def _rounding(shape: ModelShape, settings: PlanSettings) -> tuple[int, int]:
+    if not settings.cuda:
+        return 0, 0
+    return resident_rounding_bytes(
+        shape,
+        settings.dtype,
+        settings.kv_dtype,
+        settings.weight_format,
+        settings.capacity_tokens,
+    )
 
 
 def join_parts(resident: dict[str, int], moment: Moment) -> dict[str, int]:
@@ -205,6 +211,8 @@ def predict_turns(
     """
     simulation = new_simulation(shape, settings)
     resident = resident_parts(shape, settings, baseline_used_bytes, process_bytes)
+    allocated = sum(resident[name] for name in ("weights", "kv_cache", "scratch"))
+    allocated += _rounding(shape, settings)[0]
     predictions = []
     for turn in turns:
         before = turn.context_tokens - turn.new_tokens
@@ -219,6 +227,7 @@ def predict_turns(
                 context_tokens=turn.context_tokens,
                 predicted_peak_bytes=sum(parts.values()),
                 parts=parts,
+                allocated_bytes=allocated + moment.live_bytes,
             )
         )
     return predictions

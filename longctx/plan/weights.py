@@ -21,6 +21,8 @@ KV_READ_TOKENS = 4096
 # random weights leave two cached blocks of the pool that they were copied from.
 CUBLAS_WORKSPACE_BYTES = 32 * MIB
 RANDOM_POOL_BYTES = 4 * 4_194_301
+# Decoding by a captured graph: its stream's and its private pool's segments, its static buffers.
+DECODE_GRAPH_BYTES = 24 * MIB
 
 
 def projections(shape: ModelShape) -> Iterator[tuple[int, int, int]]:
@@ -71,18 +73,22 @@ def scratch_bytes(
 
 def resident_rounding_bytes(
     shape: ModelShape, dtype: str, kv_dtype: str, weight_format: str | None, capacity_tokens: int
-) -> int:
+) -> tuple[int, int]:
     """What the caching allocator holds for weights and cache beyond their own bytes (CUDA).
 
     Each matrix lies in a segment of its own that is rounded to 2 MiB, small tensors share 2 MiB
     segments; to that come cuBLAS's workspace and the cached blocks of random initialisation.
+
+    Returns:
+        What counts as allocated, and what is only reserved.
     """
     cache = CachingAllocator()
     if capacity_tokens:
         cache.allocate(capacity_tokens * shape.kv_bytes_per_token(kv_dtype))
     kv = cache.reserved_bytes - capacity_tokens * shape.kv_bytes_per_token(kv_dtype)
     rounding = _weights_rounding(shape, dtype, weight_format)
-    return rounding + kv + CUBLAS_WORKSPACE_BYTES + 2 * RANDOM_POOL_BYTES
+    in_use = rounding + kv + CUBLAS_WORKSPACE_BYTES
+    return in_use, 2 * RANDOM_POOL_BYTES + DECODE_GRAPH_BYTES
 
 
 @lru_cache(maxsize=64)
