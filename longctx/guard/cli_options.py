@@ -169,6 +169,7 @@ def _write(document: dict[str, Any], json_summary: Path | None, recorder: Record
 def _recorder(folder: Path | None, command: tuple[str, ...]) -> Recorder | None:
     if folder is None:
         return None
+    import platform
     from datetime import UTC, datetime
 
     from longctx import __version__
@@ -183,8 +184,14 @@ def _recorder(folder: Path | None, command: tuple[str, ...]) -> Recorder | None:
         time_utc=datetime.now(UTC).isoformat(timespec="seconds"),
         argv=list(sys.argv),
         command=list(command),
-        config={},
-        config_sources={},
+        config={"command": list(command)},
+        config_sources={"command": "flag"},
+        host={
+            "os": platform.platform(),
+            "python": platform.python_version(),
+            "cpu_count": os.cpu_count(),
+            "pid": os.getpid(),
+        },
     )
     return recorder
 

@@ -50,6 +50,7 @@ class CommandGuard:
         self._soft_at: float | None = None
         self._signalled_at: float | None = None
         self._killed_at: float | None = None
+        self._begin = time.monotonic()
 
     def run(self) -> Outcome:
         """Everything, from the self-test to the last wait.
@@ -58,7 +59,6 @@ class CommandGuard:
             LongctxError: the guard cannot work (exit 125), or the command cannot start (126, 127).
         """
         options, outcome = self._options, self.outcome
-        begin = time.monotonic()
         probes = discover_pools(options.device, on_spawn=register_own_child)
         try:
             outcome.limits = self._resolve(probes)
@@ -89,7 +89,7 @@ class CommandGuard:
                 probe.close()
         outcome.samples, outcome.sample_gap_max_s = watch.samples, watch.gap_max_s
         outcome.peak_bytes = {probe.pool.name: watch.peak_ever(probe.pool.name) for probe in probes}
-        outcome.wall_s = time.monotonic() - begin
+        outcome.wall_s = time.monotonic() - self._begin
         return outcome
 
     def _resolve(self, probes: list[Probe]) -> list[Limits]:
@@ -105,8 +105,21 @@ class CommandGuard:
         return limits
 
     def _announce(self, samples: dict[str, Sample]) -> None:
+        main = self.outcome.limits[0]
         self._event(
             "limits",
+            pool=main.pool.name,
+            ceiling_bytes=main.ceiling_bytes,
+            soft_bytes=main.soft_bytes,
+            source=main.source,
+            machine_pools=[
+                {
+                    "name": entry.pool.name,
+                    "kind": entry.pool.kind,
+                    "total_bytes": entry.pool.total_bytes,
+                }
+                for entry in self.outcome.limits
+            ],
             pools=[
                 {
                     "pool": entry.pool.name,
@@ -207,7 +220,7 @@ class CommandGuard:
         self._soft_at = time.monotonic()
         self.outcome.soft_reason = reason
         self._say(f"longctx guard: soft limit passed: {reason}")
-        self._event("guard", action="soft", reason=reason)
+        self._event("guard", action="warned", reason=reason)
 
     def _on_hard(self, reason: str) -> None:
         self._hard = reason
@@ -263,12 +276,24 @@ class CommandGuard:
                     f"longctx guard: {outcome.left_running} process(es) that the command started "
                     "still run, and are not guarded any more"
                 )
+        if outcome.stopped_by is not None:
+            self._event(
+                "guard",
+                action=outcome.stopped_by,
+                stopped_by=outcome.stopped_by,
+                reason=outcome.reason,
+                at_turn=None,
+            )
+        if self._hard is not None:
+            self._event(
+                "recovered", recovery_s=outcome.recovery_s, below_bytes=outcome.limits[0].soft_bytes
+            )
         self._event(
             "run_ended",
             status="stopped" if outcome.stopped_by else "passed",
             exit_code=outcome.exit_code,
             reason=outcome.reason,
-            recovery_s=outcome.recovery_s,
+            wall_s=time.monotonic() - self._begin,
         )
 
     def _event(self, name: str, **fields: object) -> None:
