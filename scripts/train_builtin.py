@@ -33,6 +33,7 @@ TAIL = 72
 CURRICULUM = ((0.0, 320), (0.05, 512), (0.12, 2048), (0.2, 8192), (0.3, 32_768), (0.42, 131_072))
 STRATA = 3
 LENGTHS_PER_OCTAVE = 4
+LANGUAGE_UNTIL = 0.3  # share of the training time
 
 
 def largest(progress: float, cap: int) -> int:
@@ -96,95 +97,90 @@ def loss_of(
     return loss, (misses == 0).float().mean()
 
 
-def train(args: argparse.Namespace) -> None:
-    device = torch.device(args.device)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    torch.manual_seed(args.seed)
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    log_file = (out / "train.jsonl").open("a")
+def start_workers(args: argparse.Namespace, pools: Pools, largest_now) -> tuple[list, list]:
+    """Processes that draw batches, and one queue of them per third of the lengths.
 
-    def log(**fields) -> None:
-        log_file.write(json.dumps(fields) + "\n")
-        log_file.flush()
-        print(json.dumps(fields), flush=True)
-
-    torch.backends.cuda.enable_cudnn_sdp(False)  # builds a plan for every new shape, 0.1 s each
-    began = time.monotonic()
-    pools = Pools(args.seed)
-    context = mp.get_context("fork")  # before CUDA starts
-    largest_now = context.Value("i", largest(args.start, args.longest))
+    They fork before CUDA starts: a forked CUDA context is unusable.
+    """
+    context = mp.get_context("fork")
     queues = [context.Queue(maxsize=3) for _ in range(STRATA)]
-    workers = [
-        context.Process(
-            target=produce, daemon=True,
-            args=(pools, args.seed * 1000 + i, i % STRATA, largest_now, args.tokens, queues[i % STRATA]),
-        )
-        for i in range(args.workers)
-    ]  # fmt: skip
-    inline = Conversations(pools, args.seed + 7)
-    for worker in workers:
-        worker.start()
+    workers = []
+    for i in range(args.workers):
+        stratum = i % STRATA
+        given = (pools, args.seed * 1000 + i, stratum, largest_now, args.tokens, queues[stratum])
+        workers.append(context.Process(target=produce, daemon=True, args=given))
+        workers[-1].start()
+    return workers, queues
 
-    model = RecallModel(ModelConfig())
-    initialise(model, args.seed, offsets=not args.plain_init)
-    if args.resume:
-        model.load_state_dict(
-            torch.load(args.resume, weights_only=True, map_location="cpu")["model"]
-        )
-    model.to(device)
-    gains = [
-        p for n, p in model.named_parameters() if n.endswith(("q_norm.weight", "k_norm.weight"))
-    ]
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    others = [p for p in model.parameters() if p.ndim == 1 and all(p is not g for g in gains)]
-    groups = [
-        {"params": matrices, "weight_decay": 0.01, "scale": 1.0},
-        {"params": others, "weight_decay": 0.0, "scale": 1.0},
-        {"params": gains, "weight_decay": 0.0, "scale": args.gain_rate},
-    ]
-    optimizer = torch.optim.AdamW(
-        groups, lr=args.rate, betas=(0.9, 0.98), fused=device.type == "cuda"
-    )
-    if args.resume:
-        saved = torch.load(args.resume, weights_only=True, map_location=device)
-        optimizer.load_state_dict(saved["optimizer"])
 
-    started, step, waited, seen = time.monotonic(), 0, 0.0, 0
-    window: dict[str, list] = {}
+def make_optimizer(model: RecallModel, args: argparse.Namespace, fused: bool) -> torch.optim.AdamW:
+    """AdamW in three groups: matrices decay, norms do not, and q/k norms learn faster."""
+    groups: dict[str, list] = {"matrices": [], "norms": [], "gains": []}
+    for name, parameter in model.named_parameters():
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            groups["gains"].append(parameter)
+        else:
+            groups["matrices" if parameter.ndim == 2 else "norms"].append(parameter)
+    settings = [
+        {"params": groups["matrices"], "weight_decay": 0.01, "scale": 1.0},
+        {"params": groups["norms"], "weight_decay": 0.0, "scale": 1.0},
+        {"params": groups["gains"], "weight_decay": 0.0, "scale": args.gain_rate},
+    ]
+    return torch.optim.AdamW(settings, lr=args.rate, betas=(0.9, 0.98), fused=fused)
+
+
+class Log:
+    """JSON lines, to a file and to standard output; keeps the means since the last line."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("a")
+        self.window: dict[int, list[torch.Tensor]] = {}
+
+    def write(self, **fields) -> None:
+        line = json.dumps(fields)
+        self.file.write(line + "\n")
+        self.file.flush()
+        print(line, flush=True)
+
+    def add(self, tokens: int, loss: torch.Tensor, exact: torch.Tensor) -> None:
+        bucket = 2 ** round(math.log2(tokens))
+        self.window.setdefault(bucket, []).append(torch.stack((loss.detach(), exact)))
+
+    def step(self, **fields) -> None:
+        """A line with loss and exact answers per length (rounded to a power of two)."""
+        means = {k: torch.stack(v).mean(0).tolist() for k, v in sorted(self.window.items())}
+        self.window = {}
+        self.write(
+            event="step",
+            **fields,
+            loss={k: round(loss, 4) for k, (loss, _) in means.items()},
+            exact={k: round(exact, 3) for k, (_, exact) in means.items()},
+        )
+
+
+def save_state(model: RecallModel, optimizer: torch.optim.Optimizer, path: Path) -> None:
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)
+
+
+def optimise(args, model, optimizer, device, dtype, log, next_batch, largest_now) -> None:
+    """The training loop: until --seconds are over."""
+    started, step, seen, waited = time.monotonic(), 0, 0, 0.0
     next_log = next_save = started
-    log(
-        event="start",
-        device=str(device),
-        setup_s=round(started - began, 2),
-        parameters=sum(p.numel() for p in model.parameters()),
-        args=vars(args),
-    )
-    while True:
-        share = (time.monotonic() - started) / args.seconds
-        if share >= 1.0:
-            break
+    while (share := (time.monotonic() - started) / args.seconds) < 1.0:
         progress = args.start + (1 - args.start) * share
         largest_now.value = largest(progress, args.longest)
         rate = args.rate * min(1.0, (step + 1) / args.warmup) * (1 - share) ** 0.5
         for group in optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        language = args.language if progress < 0.3 else 0.0
+        language = args.language if progress < LANGUAGE_UNTIL else 0.0
         for stratum in range(STRATA):
             asked = time.monotonic()
-            if workers:
-                try:
-                    batch = queues[stratum].get(timeout=60)
-                except queue.Empty:
-                    raise RuntimeError("the data workers stopped") from None
-            else:
-                batch = draw_batch(inline, stratum, largest_now.value, args.tokens)
+            batch = next_batch(stratum)
             waited += time.monotonic() - asked
             loss, exact = loss_of(model, batch, device, dtype, language)
             (loss / STRATA).backward()
             seen += batch.ids.size
-            bucket = 2 ** round(math.log2(batch.ids.shape[1]))
-            window.setdefault(str(bucket), []).append(torch.stack((loss.detach(), exact)))
+            log.add(batch.ids.shape[1], loss, exact)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -192,36 +188,62 @@ def train(args: argparse.Namespace) -> None:
         now = time.monotonic()
         if now >= next_log:
             next_log = now + args.log_every
-            means = {k: torch.stack(v).mean(0).tolist() for k, v in window.items()}
-            window = {}
-            log(
-                event="step", step=step, t_s=round(now - started, 1), largest=largest_now.value,
-                rate=round(rate, 6), tokens_per_s=round(seen / (now - started)),
+            log.step(
+                step=step,
+                t_s=round(now - started, 1),
+                largest=largest_now.value,
+                rate=round(rate, 6),
+                tokens_per_s=round(seen / (now - started)),
                 data_wait_share=round(waited / (now - started), 3),
-                loss={k: round(means[k][0], 4) for k in sorted(means, key=int)},
-                exact={k: round(means[k][1], 3) for k in sorted(means, key=int)},
-            )  # fmt: skip
+            )
         if now >= next_save:
             next_save = now + 60
-            torch.save(
-                {"model": model.state_dict(), "optimizer": optimizer.state_dict()}, out / "state.pt"
-            )
+            save_state(model, optimizer, Path(args.out) / "state.pt")
+    log.write(event="trained", steps=step, t_s=round(time.monotonic() - started, 1), tokens=seen)
+
+
+def train(args: argparse.Namespace) -> None:
+    device = torch.device(args.device)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    torch.manual_seed(args.seed)
+    torch.backends.cuda.enable_cudnn_sdp(False)  # builds a plan for every new shape, 0.1 s each
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    log = Log(out / "train.jsonl")
+    pools = Pools(args.seed)
+    largest_now = mp.get_context("fork").Value("i", largest(args.start, args.longest))
+    workers, queues = start_workers(args, pools, largest_now)
+    inline = Conversations(pools, args.seed + 7)
+
+    def next_batch(stratum: int) -> Batch:
+        if workers:
+            try:
+                return queues[stratum].get(timeout=60)
+            except queue.Empty:
+                raise RuntimeError("the data workers stopped") from None
+        return draw_batch(inline, stratum, largest_now.value, args.tokens)
+
+    model = RecallModel(ModelConfig())
+    initialise(model, args.seed, offsets=not args.plain_init)
+    model.to(device)
+    optimizer = make_optimizer(model, args, fused=device.type == "cuda")
+    if args.resume:
+        saved = torch.load(args.resume, weights_only=True, map_location=device)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+    parameters = sum(p.numel() for p in model.parameters())
+    log.write(event="start", device=str(device), parameters=parameters, args=vars(args))
+    optimise(args, model, optimizer, device, dtype, log, next_batch, largest_now)
     for worker in workers:
         worker.terminate()
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, out / "state.pt")
+    save_state(model, optimizer, out / "state.pt")
     save_checkpoint(model, out / "model")
-    log(
-        event="trained",
-        steps=step,
-        t_s=round(time.monotonic() - started, 1),
-        tokens=seen,
-        gains=[round(float(g.detach().abs().mean()), 2) for g in gains],
-    )
-    model.load_state_dict({k: v.to(torch.bfloat16).float() for k, v in model.state_dict().items()})
+    rounded = {k: v.to(torch.bfloat16).float() for k, v in model.state_dict().items()}
+    model.load_state_dict(rounded)
     deadline = time.monotonic() + args.eval_seconds
     for tokens in args.eval_lengths:
         for row in evaluate(model, tokens, args.per_cell, args.seed + 99, device, dtype, deadline):
-            log(event="eval", **row)
+            log.write(event="eval", **row)
 
 
 def main() -> None:
