@@ -71,6 +71,10 @@ def print_compare(document: Mapping[str, Any], console: Console) -> None:
     console.print("\nb / a (below 1: b takes less)", style="bold")
     for line in ratio_lines(document):
         console.print(line)
+    heads = [document["totals"][side].get("headroom_bytes") for side in "ab"]
+    console.print(
+        f"headroom below the ceiling: a {format_bytes(heads[0])}, b {format_bytes(heads[1])}"
+    )
     for side in "ab":
         recalls = document["totals"][side]["recall_passed"]
         if any(recall is not None for recall in recalls):
