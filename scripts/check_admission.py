@@ -55,7 +55,7 @@ def cases(models: list[str], quick: bool) -> Iterator[Case]:
         ["float32"] if quick else ["float32", "bfloat16"],
         ["never"] if quick else ["never", "turn"],
     ):
-        yield Case(model, mode, attention, step, dtype, release, 60 if step == 1 else 1500)
+        yield Case(model, mode, attention, step, dtype, release, 16 if step == 1 else 1500)
 
 
 def measure(case: Case) -> list[dict[str, Any]]:

@@ -170,6 +170,27 @@ def test_the_fit_never_predicts_less_than_a_law_of_its_own_form(
     assert (fit.predict_bytes(*probe) or 0) >= 0
 
 
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 8192), st.integers(0, 200_000), st.integers(0, 1 << 36)),
+        min_size=1, max_size=12,
+    ),
+    st.integers(1, 8192), st.integers(0, 200_000),
+)  # fmt: skip
+def test_whatever_was_seen_a_larger_step_is_never_predicted_to_take_less(
+    seen: list[tuple[int, int, int]], tokens: int, context: int
+) -> None:
+    fit = GrowthFit()
+    for step_tokens, step_context, growth in seen:
+        fit.observe(step_tokens, step_context, growth)
+    here = fit.predict_bytes(tokens, context)
+    assert here is not None
+    assert here >= 0
+    for more in (fit.predict_bytes(tokens * 2, context), fit.predict_bytes(tokens, context + 5000)):
+        assert more is not None
+        assert more >= here
+
+
 def test_scores_that_grow_with_the_square_are_foreseen() -> None:
     """Whole-prompt turns of 4k, 8k, 12k tokens; the fit must foresee 16k."""
     fit = GrowthFit()

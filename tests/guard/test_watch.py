@@ -155,6 +155,22 @@ def test_a_kill_that_fails_is_tried_again() -> None:
     assert "the guard itself failed" in attempts[-1]
 
 
+def test_a_kill_that_failed_in_the_callers_thread_is_tried_again_by_the_next_round() -> None:
+    calls, attempts = Calls(), []
+
+    def once_broken(reason: str) -> None:
+        attempts.append(reason)
+        if len(attempts) == 1:
+            raise PermissionError("not now")
+
+    it = watch(Script(90), calls, on_hard=once_broken)
+    with pytest.raises(PermissionError):
+        it.sample_now()
+    it.round()
+    it.round()
+    assert len(attempts) == 2
+
+
 def test_an_unreadable_pool_stops_the_worker_after_a_few_reads() -> None:
     calls = Calls()
     it = watch(Script(10, None), calls)

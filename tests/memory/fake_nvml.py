@@ -14,14 +14,15 @@ _MODULE = """
 import json, os, time
 _file = os.path.join(os.path.dirname(__file__), "answers.json")
 def _now():
-    answers = json.load(open(_file))
-    time.sleep(answers.get("block_s", 0))
-    return answers
+    return json.load(open(_file))
 class NVMLError(Exception): pass
 class _Info: pass
 def nvmlInit():
     if _now().get("init_error"): raise NVMLError(_now()["init_error"])
-def nvmlDeviceGetCount(): return len(_now()["gpus"])
+def nvmlDeviceGetCount():
+    answers = _now()
+    time.sleep(answers.get("block_s", 0))
+    return len(answers["gpus"])
 def nvmlDeviceGetHandleByIndex(index): return index
 def nvmlDeviceGetUUID(handle): return _now()["gpus"][handle].get("uuid", f"GPU-{handle}")
 def nvmlDeviceGetName(handle): return b"Fake GPU"

@@ -138,6 +138,7 @@ def test_a_late_answer_is_not_taken_for_a_fresh_one(tmp_path: Path) -> None:
         answer(tmp_path, gpus=[FINE], block_s=0.2)
         client.timeout_s = 0.02
         assert probe.read().used_bytes is None
+        time.sleep(0.6)  # by now the answer lies in the pipe, and is old
         answer(tmp_path, gpus=[FINE | {"used": 60 * GIB}])
         client.timeout_s = 10.0
         assert probe.read().used_bytes == 60 * GIB
