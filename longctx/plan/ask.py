@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from longctx.config import RunConfig
 from longctx.errors import LongctxError, UsageError
 from longctx.guard import first_sample, resolve_limits
 from longctx.memory import Pool, discover_pools
+from longctx.memory.types import PoolKind
 from longctx.models import ResolvedModel, resolve_model
 from longctx.plan.conversation import estimate_turns
-from longctx.plan.predict import PlannedTurnLike, PlanSettings, worker_process_bytes
+from longctx.plan.predict import PlannedTurnLike, worker_process_bytes
 from longctx.plan.whatif import Question
 from longctx.units import format_bytes, parse_bytes
 
@@ -81,42 +83,67 @@ def ask(config: RunConfig, other: Other) -> Asked:
 
 
 def _machine(config: RunConfig, other: Other, notes: list[str]) -> tuple[Pool, int, str]:
-    if other.pool_bytes is None:
-        probes = discover_pools(config.device)
-        kinds = [probe.pool.kind for probe in probes]
-        probe = probes[kinds.index("gpu") if "gpu" in kinds else 0]
-        if not _beyond(config, probe.pool):
-            used = other.baseline_bytes
-            if used is None:
-                used = first_sample(probe, 10.0).used_bytes
-            if used is None:
-                raise UsageError(
-                    f"What is used of {probe.pool.name} cannot be read.",
-                    hint="Give it with --baseline SIZE; 0 plans for an empty machine.",
-                )
-            device = config.device
-            if device == "auto":
-                device = "cpu" if probe.pool.kind == "host" else "cuda"
-            return probe.pool, used, device
-        notes.append(
-            f"the ceiling is beyond this machine's {format_bytes(probe.pool.total_bytes, 1)}: planned "
-            "for another one, CUDA with unified memory; see --pool-bytes, --baseline, --device"
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
+        raise UsageError(
+            f"There is no device {config.device!r}.", hint="--device auto, cpu, cuda or cuda:N."
         )
+    here = None if other.pool_bytes is not None else _this_machine(config, other, notes)
+    if here is not None:
+        return here
     baseline = other.baseline_bytes or 0
     device = "cuda" if config.device == "auto" else config.device
-    kind = "unified" if device.startswith("cuda") else "host"
+    kind: PoolKind = "unified" if device.startswith("cuda") else "host"
     if other.baseline_bytes is None:
         notes.append("nothing else is assumed to use memory there (--baseline SIZE)")
-    return Pool("planned", kind, other.pool_bytes, None), baseline, device  # type: ignore[arg-type]
+    return Pool("planned", kind, other.pool_bytes, None), baseline, device
 
 
-def _beyond(config: RunConfig, pool: Pool) -> bool:
-    if config.device != "auto" or pool.total_bytes is None:
-        return False
+def _this_machine(
+    config: RunConfig, other: Other, notes: list[str]
+) -> tuple[Pool, int, str] | None:
+    """This machine's main pool, its use, and the device; None where another machine is meant."""
     try:
-        return parse_bytes(config.ceiling) > pool.total_bytes
-    except ValueError:  # auto, a percentage, or an amount over what is used: this machine's
-        return False
+        probes = discover_pools(config.device)
+    except UsageError as error:
+        if not config.device.startswith("cuda") or _absolute(config) is None:
+            raise UsageError(
+                error.message,
+                hint="--pool-bytes SIZE plans for another machine, with that much memory.",
+            ) from None
+        notes.append(
+            "there is no such device here: planned for another machine, CUDA with unified memory; "
+            "see --pool-bytes, --baseline"
+        )
+        return None
+    kinds = [probe.pool.kind for probe in probes]
+    probe = probes[kinds.index("gpu") if "gpu" in kinds else 0]
+    ceiling, total = _absolute(config), probe.pool.total_bytes
+    if config.device == "auto" and ceiling is not None and total is not None and ceiling > total:
+        notes.append(
+            f"the ceiling is beyond this machine's {format_bytes(total, 1)}: planned for another "
+            "one, CUDA with unified memory; see --pool-bytes, --baseline, --device"
+        )
+        return None
+    used = other.baseline_bytes
+    if used is None:
+        used = first_sample(probe, 10.0).used_bytes
+    if used is None:
+        raise UsageError(
+            f"What is used of {probe.pool.name} cannot be read.",
+            hint="Give it with --baseline SIZE; 0 plans for an empty machine.",
+        )
+    device = config.device
+    if device == "auto":
+        device = "cpu" if probe.pool.kind == "host" else "cuda"
+    return probe.pool, used, device
+
+
+def _absolute(config: RunConfig) -> int | None:
+    """The ceiling in bytes where it is a plain size: not auto, a share, or over what is used."""
+    try:
+        return parse_bytes(config.ceiling)
+    except ValueError:
+        return None
 
 
 def _turns(config: RunConfig, model: ResolvedModel, notes: list[str]) -> list[PlannedTurnLike]:
@@ -131,8 +158,3 @@ def _turns(config: RunConfig, model: ResolvedModel, notes: list[str]) -> list[Pl
         return list(
             estimate_turns(config.target_tokens, config.chunk_tokens, config.max_answer_tokens)
         )
-
-
-def settings_of(asked: Asked) -> PlanSettings:
-    """The resolved settings."""
-    return asked.question.settings

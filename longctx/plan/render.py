@@ -56,6 +56,7 @@ def _turn_table(plan: Mapping[str, Any]) -> Table:
         table.add_column(
             Text(name, style="bold"), justify="left" if name == "turn" else "right", no_wrap=True
         )
+    digits = 2 if plan["peak_bytes"] >= 10 * GB else 3
     turns, over, peak = plan["turns"], plan["first_turn_over"], plan["peak_turn"]
     for turn in _shown(turns, {over, peak}):
         if turn is None:
@@ -65,14 +66,15 @@ def _turn_table(plan: Mapping[str, Any]) -> Table:
         if turn["predicted_peak_bytes"] >= plan["ceiling_bytes"]:
             style = "bold red" if turn["index"] == over else "red"
         cells = [
-            _gb(sum(turn["parts"].get(part, 0) for part in parts)) for parts in _COLUMNS.values()
+            _gb(sum(turn["parts"].get(part, 0) for part in parts), digits)
+            for parts in _COLUMNS.values()
         ]
         table.add_row(
             f"{turn['index']:>2} {turn['kind']}",
             format_tokens(turn["computed_tokens"]),
             format_tokens(turn["context_tokens"]),
             *cells,
-            _gb(turn["predicted_peak_bytes"]),
+            _gb(turn["predicted_peak_bytes"], digits),
             style=style,
         )
     return table
@@ -122,6 +124,7 @@ def _print_verdict(plan: Mapping[str, Any], console: Console) -> None:
 
 
 def _what_if_table(plan: Mapping[str, Any]) -> Table:
+    digits = 2 if plan["peak_bytes"] >= 10 * GB else 3
     timed = any(row["predicted_s"] is not None for row in plan["what_if"])
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False)
     table.add_column(Text("what if", style="bold"), overflow="fold")
@@ -131,7 +134,7 @@ def _what_if_table(plan: Mapping[str, Any]) -> Table:
         largest = row["largest_fitting_tokens"]
         cells = [
             row["change"],
-            _gb(row["peak_bytes"]),
+            _gb(row["peak_bytes"], digits),
             "yes" if row["fits"] else "no",
             format_tokens(largest) if largest else "none",
         ]
@@ -141,8 +144,8 @@ def _what_if_table(plan: Mapping[str, Any]) -> Table:
     return table
 
 
-def _gb(size: int) -> str:
-    return f"{size / GB:,.2f}" if size < 1000 * GB else f"{size / GB:,.0f}"
+def _gb(size: int, digits: int = 2) -> str:
+    return f"{size / GB:,.{digits}f}" if size < 1000 * GB else f"{size / GB:,.0f}"
 
 
 def _sentence(text: str) -> str:

@@ -66,6 +66,7 @@ def test_a_plan_imports_no_torch() -> None:
     ("words", "said"),
     [
         (("--weight-format", "int3"), "no weight format"),
+        (("--device", "tpu"), "tpu"),
         (("--pool-bytes", "much"), "--pool-bytes"),
         (("--target-tokens", "300000"), "positions"),
         (("--target-tokens", "40"), "tokens"),
