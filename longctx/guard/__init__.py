@@ -15,6 +15,7 @@ from longctx.guard.harden import harden_supervisor
 from longctx.guard.limits import Limits, resolve_all, resolve_limits
 from longctx.guard.selftest import first_sample, self_test
 from longctx.guard.spawn import SpawnSettings, enter_worker, set_oom_score, worker_spawn_settings
+from longctx.guard.suspend import suspended_together
 from longctx.guard.watch import Watch
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "resolve_limits",
     "self_test",
     "set_oom_score",
+    "suspended_together",
     "wait_for_recovery",
     "worker_spawn_settings",
 ]

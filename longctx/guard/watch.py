@@ -16,6 +16,7 @@ from longctx.memory.types import Probe, Sample
 
 _HISTORY_SAMPLES = 512
 _STALE_S = 2.0
+_SECOND_LOOK_S = 0.3
 
 
 class Watch:
@@ -94,7 +95,11 @@ class Watch:
         if not self._thread.is_alive():
             return "the guard's thread has ended"
         last = self._last_round
-        if last is not None and time.monotonic() - last > _STALE_S + self.settings.interval_max_s:
+        if last is None or time.monotonic() - last <= _STALE_S + self.settings.interval_max_s:
+            return None
+        # The whole process may have been stopped and just continued: let the thread run first.
+        time.sleep(_SECOND_LOOK_S)
+        if self._last_round == last:
             return f"the guard has not read memory for {time.monotonic() - last:.1f} s"
         return None
 
