@@ -25,10 +25,10 @@ from longctx.engine.kernels import launch
 from longctx.shapes import ModelShape, preset
 
 GEMV = (
-    (1, 1024, 2, 4), (1, 2048, 2, 4), (2, 512, 2, 4), (2, 1024, 2, 4), (2, 2048, 1, 8),
-    (4, 512, 2, 4), (4, 1024, 2, 4), (4, 512, 4, 2), (8, 512, 2, 4), (4, 2048, 1, 8),
+    (1, 1024, 4), (1, 2048, 4), (2, 512, 4), (2, 1024, 4), (2, 2048, 8), (4, 512, 4), (1, 4096, 4),
+    (2, 4096, 8),
 )  # fmt: skip
-ATTENTION = ((64, 3, 4), (64, 4, 4), (128, 2, 4), (128, 3, 4), (32, 4, 4), (128, 3, 8))
+ATTENTION = ((64, 3, 4), (128, 3, 4), (64, 4, 4), (64, 3, 2))
 SPLITS = (16, 33, 66)
 CACHE_BYTES = 300_000_000
 LAYERS = 8
@@ -81,12 +81,13 @@ def gemv(shape: ModelShape) -> None:
         out = torch.empty(n // 2 if gated else n, **options)
         for numbers in GEMV:
             config = launch.GemvConfig(*numbers)
-            call = partial(
-                launch.gemv, x=x, out=out, norm=norm if normed else None, eps=1e-6, gated=gated,
-                config=config,
-            )  # fmt: skip
-            seconds = graph_seconds(partial(each, weights, call)) / copies
-            line(f"gemv {name}", seconds, n * k * 2, config=numbers)
+            for early in (False, True):
+                call = partial(
+                    launch.gemv, x=x, out=out, norm=norm if normed else None, eps=1e-6,
+                    gated=gated, config=config, early=early,
+                )  # fmt: skip
+                seconds = graph_seconds(partial(each, weights, call)) / copies
+                line(f"gemv {name}", seconds, n * k * 2, config=numbers, early=early)
         seconds = graph_seconds(partial(each, weights, partial(torch.mv, vec=x))) / copies
         line(f"gemv {name} by cuBLAS", seconds, n * k * 2)
 
@@ -111,7 +112,7 @@ def attention(shape: ModelShape, tokens: int, kv_dtype: str) -> None:
             rows = torch.randn(2, *size, device="cuda", dtype=torch.bfloat16)
             cache.write(layer, rows[0], rows[1], start)
     out = torch.empty_like(query)
-    for context in (min(16_384, tokens), tokens):
+    for context in sorted({min(16_384, tokens), tokens}):
         position = torch.tensor([context - 1], device="cuda")
         read = context * shape.kv_bytes_per_token(kv_dtype) / shape.layers
         for splits in SPLITS:
@@ -132,7 +133,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--tokens", type=int, default=131_072)
-    parser.add_argument("--kv-dtypes", nargs="+", default=["bfloat16", "int8"])
+    parser.add_argument("--kv-dtypes", nargs="+", default=["bfloat16", "int8", "fp8"])
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("bench_kernels.py needs a CUDA GPU.", file=sys.stderr)

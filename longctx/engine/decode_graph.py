@@ -61,14 +61,18 @@ class GraphDecoder:
     Args:
         model, cache: must be `usable`, and the cache must have room; a cache that moved needs a
             new decoder (`fits`).
+        early: kernels may start before their predecessors end; None where the GPU can do it.
     """
 
-    def __init__(self, model: Model, cache: KvCache) -> None:
+    def __init__(self, model: Model, cache: KvCache, early: bool | None = None) -> None:
         self.model, self.cache = model, cache
         self._block = cache.block
         shape, device, dtype = model.shape, model.device, model.dtype
         self._launch = launch_module()
         rows = shape.query_heads * shape.head_dim
+        dense = all(isinstance(linear, DenseLinear) for linear in model.linears())
+        # PyTorch's kernels and copies between ours (packed weights need them) do not take part
+        self._early = dense and (self._launch.starts_early(device) if early is None else early)
 
         def empty(*size: int, kind: torch.dtype = dtype) -> torch.Tensor:
             return torch.zeros(*size, dtype=kind, device=device)
@@ -141,7 +145,9 @@ class GraphDecoder:
         buffers.stream.copy_(model.embed.index_select(0, buffers.token)[0])
         for index, layer in enumerate(model.layers):
             self._layer(index, layer, cos, sin)
-        self._launch.gemv(model.head, buffers.stream, buffers.logits, norm=model.norm, eps=eps)
+        self._launch.gemv(
+            model.head, buffers.stream, buffers.logits, norm=model.norm, eps=eps, early=self._early
+        )
         buffers.following.copy_(buffers.logits.argmax())
         buffers.token.copy_(buffers.following)
         buffers.position.add_(1)
@@ -149,14 +155,14 @@ class GraphDecoder:
     def _layer(self, index: int, layer: Layer, cos: torch.Tensor, sin: torch.Tensor) -> None:
         buffers, launch, model = self.buffers, self._launch, self.model
         eps = model.shape.norm_eps
-        self._normed(layer.qkv, layer.input_norm, buffers.mixed)
+        self._normed(layer.qkv, layer.input_norm, buffers.mixed, self._early and index > 0)
         launch.rotate_and_store(
             buffers.mixed[None], buffers.query, self.cache, index, layer.qk_norms, eps, cos, sin,
-            buffers.position,
+            buffers.position, self._early,
         )  # fmt: skip
         launch.decode_attention(
             buffers.query[0], self.cache, index, buffers.position, layer.window, model.scale,
-            self._scratch, buffers.attended,
+            self._scratch, buffers.attended, early=self._early,
         )  # fmt: skip
         self._add(layer.o, buffers.attended.view(-1))
         mlp = layer.mlp
@@ -165,20 +171,21 @@ class GraphDecoder:
         if isinstance(mlp.gate_up, DenseLinear):
             launch.gemv(
                 mlp.gate_up.weight, buffers.stream, buffers.active, norm=layer.post_norm, eps=eps,
-                gated=True,
+                gated=True, early=self._early,
             )  # fmt: skip
         else:
             rows = launch.rms_norm(buffers.stream[None], layer.post_norm, eps)
             buffers.active.copy_(launch.gated(mlp.gate_up(rows), mlp.width)[0])
         self._add(mlp.down, buffers.active)
 
-    def _normed(self, linear: Linear, norm: torch.Tensor, out: torch.Tensor) -> None:
-        """out = linear(RMSNorm(stream))."""
+    def _normed(self, linear: Linear, norm: torch.Tensor, out: torch.Tensor, early: bool) -> None:
+        """out = linear(RMSNorm(stream)); the first layer's comes behind a copy, so never early."""
         launch, eps = self._launch, self.model.shape.norm_eps
         if isinstance(linear, DenseLinear):
             launch.gemv(
-                linear.weight, self.buffers.stream, out, norm=norm, eps=eps, bias=linear.bias
-            )
+                linear.weight, self.buffers.stream, out, norm=norm, eps=eps, bias=linear.bias,
+                early=early,
+            )  # fmt: skip
         else:
             out.copy_(linear(launch.rms_norm(self.buffers.stream[None], norm, eps))[0])
 
@@ -186,6 +193,8 @@ class GraphDecoder:
         """stream += linear(rows)."""
         stream = self.buffers.stream
         if isinstance(linear, DenseLinear):
-            self._launch.gemv(linear.weight, rows, stream, bias=linear.bias, residual=stream)
+            self._launch.gemv(
+                linear.weight, rows, stream, bias=linear.bias, residual=stream, early=self._early
+            )
         else:
             stream += linear(rows[None])[0]

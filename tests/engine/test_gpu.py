@@ -12,6 +12,7 @@ import torch
 from longctx.engine import Engine, load_model
 from longctx.engine.attention import kernels_cuda
 from longctx.engine.attention.paths import CPU
+from longctx.engine.decode_graph import GraphDecoder
 from longctx.engine.out_of_memory import as_out_of_memory, is_out_of_memory
 from longctx.models import ResolvedModel
 from longctx.shapes import ModelShape, preset
@@ -144,6 +145,25 @@ def test_the_graph_follows_truncate_release_and_reserve() -> None:
     while len(again) < 12:
         again.append(int(engine.extend([again[-1]]).argmax()))
     assert again == first
+
+
+@pytest.mark.parametrize("kv_dtype", [None, "int8", "fp8"])
+def test_kernels_that_start_early_change_nothing(kv_dtype: str | None) -> None:
+    """A race would show as a difference in some of many steps; the sums are the same otherwise."""
+    engine = wide("bfloat16", kv_dtype=kv_dtype)
+    engine.extend(random_ids(2000, 1000))
+    runs = []
+    with torch.inference_mode():
+        for early in (False, True):
+            engine.truncate(2000)
+            decoder = GraphDecoder(engine.model, engine.cache, early)
+            token, logits = 7, []
+            for position in range(2000, 2100):
+                token = decoder.feed_and_choose(token, position)
+                logits.append(decoder.buffers.logits.clone())
+                engine.cache.advance(1)
+            runs.append(torch.stack(logits))
+    assert torch.equal(runs[0], runs[1])
 
 
 def test_a_step_takes_a_bounded_amount_of_memory() -> None:

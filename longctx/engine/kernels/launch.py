@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,7 @@ def rotate_and_store(
     cos: torch.Tensor,
     sin: torch.Tensor,
     position: torch.Tensor,
+    early: bool = False,
 ) -> None:
     """Norms and rotates the fused projections; queries to `query`, keys and values to the cache.
 
@@ -75,7 +77,8 @@ def rotate_and_store(
         position, tokens, tokens - query.shape[0], cache.capacity, eps,
         HEADS=shape.query_heads, KV_HEADS=shape.kv_heads, HALF=half,
         HALF_BLOCK=triton.next_power_of_2(half), NORM=norms is not None,
-        MODE=MODES.get(cache.kv_dtype, 0), TOKENS=per, num_warps=1 if per == 1 else 4,
+        MODE=MODES.get(cache.kv_dtype, 0), TOKENS=per, EARLY=early, launch_pdl=early,
+        num_warps=1 if per == 1 else 4,
     )  # fmt: skip
 
 
@@ -104,19 +107,23 @@ def merge(parts: list[Part]) -> Part:
 
 @dataclass(frozen=True)
 class GemvConfig:
-    """Rows of one program, columns it reads at a time, unrolled steps, warps."""
+    """Rows of one program, columns it reads at a time, warps."""
 
     rows: int
     block: int
-    unroll: int
     warps: int
 
 
 def gemv_config(rows: int, columns: int) -> GemvConfig:
     """What was fastest on a Hopper card for matrices of this size; right for every size."""
-    if rows >= 8192:
-        return GemvConfig(4, 1024, 2, 4)
-    return GemvConfig(2, 1024, 2, 4)
+    if rows >= 6144 or columns < 4096:
+        return GemvConfig(2, 1024, 4)
+    return GemvConfig(2, 2048, 8)
+
+
+def starts_early(device: torch.device) -> bool:
+    """Whether kernels may start before their predecessors end (sm_90 and later)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def gemv(
@@ -129,10 +136,11 @@ def gemv(
     residual: torch.Tensor | None = None,
     gated: bool = False,
     config: GemvConfig | None = None,
+    early: bool = False,
 ) -> None:
     """out = weight @ f(x) (+ bias) (+ residual) for one vector x; see `decode_code.gemv_kernel`.
 
-    `out` may be `residual`, but not x.
+    `out` may be `residual`, but not x. `early` only directly behind another kernel of this module.
     """
     rows, columns = weight.shape
     rows = rows // 2 if gated else rows
@@ -142,7 +150,7 @@ def gemv(
         x if residual is None else residual, out, rows, eps,
         COLUMNS=columns, NORM=norm is not None, GATED=gated, BIAS=bias is not None,
         ADD=residual is not None, ROWS=config.rows,
-        BLOCK=min(config.block, triton.next_power_of_2(columns)), UNROLL=config.unroll,
+        BLOCK=min(config.block, triton.next_power_of_2(columns)), EARLY=early, launch_pdl=early,
         num_warps=config.warps,
     )  # fmt: skip
 
@@ -172,6 +180,18 @@ class SplitConfig:
     warps: int = 4
 
 
+PACKED_SPLIT = SplitConfig(64, 3, 4)
+PACKED_HEAD_DIMS = (64, 128, 256)
+
+
+@functools.cache
+def _has_assembly(device: torch.device, mode: int) -> bool:
+    """Whether the unpacking may use PTX: not in the interpreter, and e4m3 only from sm_89 on."""
+    if device.type != "cuda":
+        return False
+    return mode == 1 or torch.cuda.get_device_capability(device) >= (8, 9)
+
+
 def decode_attention(
     query: torch.Tensor,
     cache: KvCache,
@@ -182,30 +202,43 @@ def decode_attention(
     scratch: SplitScratch,
     out: torch.Tensor,
     config: SplitConfig | None = None,
+    early: bool = False,
 ) -> None:
     """Attention of one query [heads, head_dim] over cached positions 0..position[0], into `out`.
 
     The grid does not depend on the length, which is read on the device.
     """
     shape = cache.shape
-    config = config or SplitConfig()
     splits = scratch.sums.shape[1]
     keys, values = cache.keys[layer], cache.values[layer]
-    scaled = cache.scales is not None
     key_scales, value_scales = keys, values
     if cache.scales is not None:
         key_scales, value_scales = cache.scales[0, layer], cache.scales[1, layer]
     d_block = triton.next_power_of_2(shape.head_dim)
-    exact = query.dtype == torch.float32
-    decode_code.split_kernel[(shape.kv_heads, splits)](
+    rows = max(16, triton.next_power_of_2(shape.group))
+    inputs = (
         query, keys, values, key_scales, value_scales, scratch.parts, scratch.sums, position,
         cache.capacity, NO_WINDOW if window is None else window, scale * LOG2_E,
-        GROUP=shape.group, ROWS=max(16, triton.next_power_of_2(shape.group)), D=shape.head_dim,
-        D_BLOCK=d_block, SCALED=scaled, EXACT=exact, SPLITS=splits,
-        BLOCK=config.block // 2 if exact else config.block, STAGES=config.stages,
-        num_warps=config.warps,
     )  # fmt: skip
+    mode = MODES.get(cache.kv_dtype, 0)
+    if mode and shape.head_dim in PACKED_HEAD_DIMS:
+        config = config or PACKED_SPLIT
+        words = (query, keys.view(torch.int32), values.view(torch.int32), *inputs[3:])
+        decode_code.split_packed_kernel[(shape.kv_heads, splits)](
+            *words, GROUP=shape.group, ROWS=rows, WORDS=shape.head_dim // 4, MODE=mode,
+            ASM=_has_assembly(query.device, mode), SPLITS=splits, BLOCK=config.block,
+            STAGES=config.stages, EARLY=early, launch_pdl=early, num_warps=config.warps,
+        )  # fmt: skip
+    else:
+        config = config or SplitConfig()
+        exact = query.dtype == torch.float32
+        decode_code.split_kernel[(shape.kv_heads, splits)](
+            *inputs, GROUP=shape.group, ROWS=rows, D=shape.head_dim, D_BLOCK=d_block,
+            SCALED=mode == 1, EXACT=exact, SPLITS=splits,
+            BLOCK=config.block // 2 if exact else config.block, STAGES=config.stages,
+            EARLY=early, launch_pdl=early, num_warps=config.warps,
+        )  # fmt: skip
     decode_code.join_kernel[(shape.query_heads,)](
         scratch.parts, scratch.sums, out, GROUP=shape.group, D=shape.head_dim, D_BLOCK=d_block,
-        SPLITS=splits, SPLITS_BLOCK=triton.next_power_of_2(splits),
+        SPLITS=splits, SPLITS_BLOCK=triton.next_power_of_2(splits), EARLY=early, launch_pdl=early,
     )  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
@@ -64,15 +65,18 @@ def rotate_kernel(
     mixed, query, keys, values, key_scales, value_scales, query_norm, key_norm, cos, sin, position,
     tokens, first_query, capacity, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, HALF_BLOCK: tl.constexpr,
-    NORM: tl.constexpr, MODE: tl.constexpr, TOKENS: tl.constexpr,
+    NORM: tl.constexpr, MODE: tl.constexpr, TOKENS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """From fused projections to rotated queries and to the cache, in one pass.
 
     mixed [tokens, HEADS + 2 KV_HEADS, 2 HALF]; query [tokens - first_query, HEADS, 2 HALF]; keys
     and values [KV_HEADS, capacity, 2 HALF] of one layer, written from position[0] on; cos, sin
     [tokens, HALF] fp32. MODE 0 stores the cache's float dtype, 1 int8 with fp16 scales, 2 e4m3.
-    One program takes TOKENS tokens of one head.
+    One program takes TOKENS tokens of one head. EARLY: as in `decode_code.gemv_kernel`.
     """
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     head = tl.program_id(1)
     at = tl.arange(0, HALF_BLOCK)
