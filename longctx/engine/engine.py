@@ -147,11 +147,19 @@ class Engine:
             self._decoder = GraphDecoder(self.model, self.cache)
         return self._decoder
 
-    def warm_up(self) -> None:
-        """Compiles and captures the decode graph now, where there is one; needs room for a token."""
+    @torch.inference_mode()
+    def warm_up(self, step_tokens: int | None = None) -> None:
+        """Does now what would slow the first steps: plans of attention, compiling, the graph.
+
+        Needs reserved room. Does nothing on a CPU.
+
+        Args:
+            step_tokens: size of the prefill steps to come; None prepares only decoding.
+        """
+        if step_tokens and self.path.prepare and self.capacity:
+            self.path.prepare(min(step_tokens, self.capacity), self.cache, self.model.scale)
         if self._decodes_by_graph and self.length < self.capacity:
-            with torch.inference_mode():
-                self._graph()
+            self._graph()
 
     def truncate(self, length: int) -> None:
         """Forgets every token from position `length` on; the room stays.

@@ -140,7 +140,6 @@ def load(request: LoadRequest, talk: Talk) -> tuple[Engine, StepPolicy, StepMete
         progress=_throttled(talk),
     )
     engine.reserve(capacity)
-    engine.warm_up()
     policy = StepPolicy(
         prefill_step=None if request.prefill_step == "whole" else int(request.prefill_step),
         dtype=request.dtype,
@@ -149,6 +148,7 @@ def load(request: LoadRequest, talk: Talk) -> tuple[Engine, StepPolicy, StepMete
         kv_dtype=request.kv_dtype,
         release=request.release,
     )
+    engine.warm_up(policy.prefill_step)
     return engine, policy, meter
 
 

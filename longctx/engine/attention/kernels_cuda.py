@@ -8,7 +8,8 @@
 | what none of these takes       | blocks of plain matmuls (`kernels_blocked`)                   |
 
 A library counts only if it computes a small case of the model's own shape. cuDNN builds a plan for
-every shape that it sees, so the past is cut into few fixed sizes and queries are padded.
+every shape that it sees (about 0.1 s each), so the past is cut into few fixed sizes and queries are
+padded to few sizes.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from torch.nn import functional
 from longctx.engine.attention import kernels_blocked
 from longctx.engine.attention.merge import Part
 from longctx.engine.attention.path import Path
+from longctx.engine.cache import READ_BLOCK_TOKENS, KvCache
 from longctx.engine.out_of_memory import is_out_of_memory
 from longctx.shapes import ModelShape
 
-KEY_BLOCKS = (65_536, 32_768, 16_384, 8_192, 4_096, 2_048, 1_024)
-QUERY_PAD = 256
-SMALL_STEP = 256  # below this many queries there is nothing to gain from cutting the past
+KEY_BLOCKS = (65_536, 32_768, 16_384, 8_192, 4_096, 2_048)
+QUERY_SIZES = (2_048, 4_096, 8_192, 16_384)
+QUERY_GRAIN = 4_096  # of steps larger than the largest size
+# Fewer queries than this go to FlashAttention: building a plan takes 0.1 s, once for each size.
+SMALL_STEP = 1_024
 
 _cudnn = torch.ops.aten._scaled_dot_product_cudnn_attention
 _flash = torch.ops.aten._scaled_dot_product_flash_attention
@@ -53,12 +57,21 @@ def _rows(out: torch.Tensor, lse: torch.Tensor, tokens: int) -> Part:
     return out[0, :, :tokens].transpose(0, 1), lse.reshape(heads, -1)[:, :tokens].T
 
 
+def padded_queries(tokens: int) -> int:
+    """The size that cuDNN computes for a step of `tokens` queries."""
+    for size in QUERY_SIZES:
+        if tokens <= size:
+            return size
+    return -(-tokens // QUERY_GRAIN) * QUERY_GRAIN
+
+
 def cudnn_full(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> Part:
     """Unmasked attention by cuDNN; other key lengths than `KEY_BLOCKS` go to FlashAttention."""
     tokens, keys = query.shape[1], key.shape[1]
     if tokens < SMALL_STEP or keys not in KEY_BLOCKS:
         return flash_full(query, key, value, scale)
-    padded = functional.pad(query, (0, 0, 0, -tokens % QUERY_PAD)) if tokens % QUERY_PAD else query
+    extra = padded_queries(tokens) - tokens
+    padded = functional.pad(query, (0, 0, 0, extra)) if extra else query
     out, lse = _cudnn(
         padded[None], key[None], value[None], None, True, 0.0, False, False, scale=scale
     )[:2]
@@ -66,14 +79,31 @@ def cudnn_full(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scal
 
 
 def cudnn_causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> Part:
-    """Causal, aligned at the end; squares of padded size by cuDNN, others by FlashAttention."""
+    """Causal, aligned at the end; squares of a padded size by cuDNN, others by FlashAttention."""
     tokens = query.shape[1]
-    if tokens != key.shape[1] or tokens % QUERY_PAD:
+    if tokens != key.shape[1] or padded_queries(tokens) != tokens:
         return flash_causal(query, key, value, scale)
     out, lse = _cudnn(
         query[None], key[None], value[None], None, True, 0.0, True, False, scale=scale
     )[:2]
     return _rows(out, lse, tokens)
+
+
+def prepare_cudnn(step_tokens: int, cache: KvCache, scale: float) -> None:
+    """Builds the plans that steps of this size will need, by running each once on layer 0."""
+    shape = cache.shape
+    tokens = padded_queries(step_tokens)
+    if step_tokens < SMALL_STEP:
+        return
+    query = torch.zeros(
+        tokens, shape.query_heads, shape.head_dim, dtype=cache.dtype, device=cache.device
+    ).transpose(0, 1)
+    largest = READ_BLOCK_TOKENS if cache.packed else cache.capacity
+    for size in KEY_BLOCKS:
+        if size <= min(largest, cache.capacity):
+            cudnn_full(query, *cache.read(0, 0, size), scale)
+    if tokens <= min(largest, cache.capacity):
+        cudnn_causal(query, *cache.read(0, 0, tokens), scale)
 
 
 def _flash_any(
@@ -130,6 +160,7 @@ CUDNN = Path(
     split=key_blocks,
     tail=KEY_BLOCKS[-1],
     small_step=SMALL_STEP,
+    prepare=prepare_cudnn,
 )
 FLASH = Path(
     "flash (past and causal diagonal in one call)",
@@ -182,23 +213,19 @@ def _with_merge(path: Path) -> Path:
 def _works(path: Path, device: torch.device, dtype: torch.dtype, shape: ModelShape) -> bool:
     """Tries both primitives on a small case and compares with plain arithmetic."""
     generator = torch.Generator(device).manual_seed(0)
-    size = (1024, shape.head_dim)
 
     def draw(heads: int) -> torch.Tensor:
-        return torch.randn(heads, *size, generator=generator, device=device).to(dtype)
+        size = (heads, QUERY_SIZES[0], shape.head_dim)
+        return torch.randn(size, generator=generator, device=device).to(dtype)
 
-    query, key, value = (
-        draw(shape.query_heads)[:, :QUERY_PAD],
-        draw(shape.kv_heads),
-        draw(shape.kv_heads),
-    )
+    query, key, value = draw(shape.query_heads), draw(shape.kv_heads), draw(shape.kv_heads)
     scale = 1 / math.sqrt(shape.head_dim)
     bound = 0.02 if dtype != torch.float32 else 1e-3
-    square = (query, key[:, :QUERY_PAD], value[:, :QUERY_PAD])
+    some = query[:, :100]
     cases = [(path.full, kernels_blocked.full, (query, key, value)),
-             (path.causal, kernels_blocked.causal, square)]  # fmt: skip
+             (path.causal, kernels_blocked.causal, (query, key, value))]  # fmt: skip
     if path.joined or path.tail:
-        cases.append((flash_causal, kernels_blocked.causal, (query, key[:, :777], value[:, :777])))
+        cases.append((flash_causal, kernels_blocked.causal, (some, key[:, :777], value[:, :777])))
     return all(_agrees(run, plain, rows, scale, bound) for run, plain, rows in cases)
 
 

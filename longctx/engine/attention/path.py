@@ -9,6 +9,7 @@ import torch
 
 from longctx.engine.attention.merge import Part, merge
 from longctx.engine.attention.pieces import Split, whole
+from longctx.engine.cache import KvCache
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], Part]
 
@@ -29,6 +30,7 @@ class Path:
         joined: past and diagonal are one causal piece.
         small_step: steps of fewer tokens than this are joined.
         merge: joins parts; see `merge.merge`.
+        prepare: builds what steps of a size need (step tokens, cache, scale); None for nothing.
     """
 
     name: str
@@ -41,3 +43,4 @@ class Path:
     joined: bool = False
     small_step: int = 0
     merge: Callable[[list[Part]], Part] = merge
+    prepare: Callable[[int, KvCache, float], None] | None = None
