@@ -33,7 +33,7 @@ from longctx.engine import Engine, load_model
 from longctx.shapes import ModelShape, preset
 
 CHUNK = 4096
-SECTIONS = ("card", "prefill", "decode", "packed", "load", "transformers", "profile")
+SECTIONS = ("prefill", "decode", "packed", "load", "transformers", "profile")
 BF16_BYTES = 2
 
 

@@ -139,9 +139,9 @@ def main() -> int:
         print("bench_kernels.py needs a CUDA GPU.", file=sys.stderr)
         return 2
     four = preset("qwen3-4b")
+    gemv(four)
     for kv_dtype in options.kv_dtypes:
         attention(ModelShape(**{**vars(four), "layers": LAYERS}), options.tokens, kv_dtype)
-    gemv(four)
     return 0
 
 
