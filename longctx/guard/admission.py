@@ -99,7 +99,9 @@ class Admission:
             if extra_bytes is None
             else extra_bytes
         )
-        self._fit = GrowthFit(decay) if use_fit else None
+        # A sixteenth of the extra is noise: a heap grows by whole pages, threads take stacks.
+        self._noise = self._extra // 16
+        self._fit = GrowthFit(decay, self._noise) if use_fit else None
         self._probation = 0
 
     @property
@@ -176,8 +178,7 @@ class Admission:
         if growth_bytes is None or request.phase != "prefill":
             return
         if request.need_bytes is not None:
-            # A sixteenth of the extra is noise: a heap grows by whole pages, threads take stacks.
-            kept = growth_bytes <= request.need_bytes + self._extra // 16
+            kept = growth_bytes <= request.need_bytes + self._noise
             self._probation = max(self._probation - 1, 0) if kept else _PROBATION_STEPS
         if self._fit is None:
             return

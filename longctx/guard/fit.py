@@ -16,9 +16,13 @@ class GrowthFit:
 
     Args:
         decay: weight that an observation keeps when the next one arrives, 0..1.
+        noise_bytes: what any step may take however small it is (thread stacks, a heap that grows by
+            whole pages). It is predicted as a constant: laid on the terms, the noise of a first
+            step of few tokens would be multiplied a thousandfold for a large one.
     """
 
     decay: float = 0.8
+    noise_bytes: int = 0
     observations: int = 0
     largest_tokens: int = 0
     residual_bytes: float = 0.0
@@ -30,7 +34,10 @@ class GrowthFit:
 
     def observe(self, tokens: int, context_tokens: int, growth_bytes: int) -> None:
         """Learn from a finished step; a negative growth (memory came back) counts as none."""
-        x, z, y = *self._terms(tokens, context_tokens), float(max(growth_bytes, 0))
+        x, z, y = (
+            *self._terms(tokens, context_tokens),
+            float(max(growth_bytes - self.noise_bytes, 0)),
+        )
         for name, value in (
             ("_xx", x * x),
             ("_xz", x * z),
@@ -48,7 +55,8 @@ class GrowthFit:
         """Fitted growth plus residual, None before anything was observed."""
         if self.observations == 0:
             return None
-        return round(self._fitted(*self._terms(tokens, context_tokens)) + self.residual_bytes)
+        fitted = self._fitted(*self._terms(tokens, context_tokens))
+        return round(fitted + self.residual_bytes) + self.noise_bytes
 
     @staticmethod
     def _terms(tokens: int, context_tokens: int) -> tuple[float, float]:

@@ -125,7 +125,7 @@ def test_an_accident_is_forgotten_again() -> None:
     admission.observe(step(), 30 * GIB)
     for _ in range(40):
         admission.observe(step(), GIB)
-    assert (admission.consider(step(), use(10)).fitted_bytes or 0) < 1.1 * GIB
+    assert (admission.consider(step(), use(10)).fitted_bytes or 0) < 1.2 * GIB
 
 
 def test_an_unreadable_growth_teaches_nothing() -> None:
@@ -168,6 +168,14 @@ def test_the_fit_never_predicts_less_than_a_law_of_its_own_form(
     assert larger is not None
     assert larger >= (fit.predict_bytes(*seen) or 0) - 2, "a larger step never takes less"
     assert (fit.predict_bytes(*probe) or 0) >= 0
+
+
+def test_the_noise_of_a_first_small_step_is_not_multiplied() -> None:
+    admission = Admission(LIMITS)
+    admission.observe(step(68, need=None), 6 * MIB)
+    answer = admission.consider(step(1024, 68, need=None), use(10))
+    assert answer.go
+    assert (answer.fitted_bytes or 0) <= GIB // 16
 
 
 @given(
