@@ -11,6 +11,8 @@ from longctx.shapes import DTYPE_BYTES, ModelShape
 ATTENTION = "attention"
 # Parts of the unmasked past that are merged at once.
 MERGE_AT_ONCE = 8
+# Most queries of a block under a sliding window.
+WINDOW_QUERY_BLOCK = 1024
 # cuDNN takes the unmasked past in pieces of these sizes, and queries padded to a multiple.
 CUDNN_KEY_BLOCKS = (65_536, 32_768, 16_384, 8_192, 4_096, 2_048, 1_024)
 CUDNN_QUERY_PAD = 256
@@ -94,17 +96,17 @@ class AttentionTensors:
         if b != 4:
             held += [new(count * row * 4) for count in (n, keys, keys)]
         held.append(new(n * row * 4))
-        if n > 1:
-            positions = new(8 * (n + keys)) if self.size.context else None
-            first = new(n * keys)
-            boolean = first if self.size.context else new(n * keys)
-            if boolean != first:
-                tape.drop(first)
+        if n > 1 and (self.size.context or self.shape.sliding_window):
+            held += [new(8 * (n + keys)), new(n * keys)]  # positions, the mask that is passed
+            if self.shape.sliding_window:
+                with tape.temporary(ATTENTION, n * keys):
+                    pass
             held.append(new(4 * n * keys))
-            if positions is None:
-                tape.drop(boolean)
-            else:
-                held += [boolean, positions]
+        elif n > 1:
+            ones, boolean = new(n * keys), new(n * keys)
+            tape.drop(ones)
+            held.append(new(4 * n * keys))
+            tape.drop(boolean)
         with tape.temporary(ATTENTION, keys * row * 4):
             scores = new(4 * heads * n * keys)
         softmax = new(4 * heads * n * keys)
@@ -130,11 +132,40 @@ class AttentionTensors:
             self._kernel_scratch(self.shape.group, self.size.keys)
             self.tape.drop(held[1])
             return held[0]
+        window = self.shape.sliding_window
+        if window is not None and self.size.keys > window:
+            return self._windowed(n, min(max(window - 1, 1), WINDOW_QUERY_BLOCK))
         square = min(n, KV_READ_TOKENS) if self.size.packed else n
         blocks = []
         for start in range(0, n, square):
             block = min(square, n - start)
             blocks.append(self._query_block(block, self.size.keys - n + start))
+        if len(blocks) == 1:
+            return blocks[0]
+        joined = self._new(n * self.q * self.b)
+        self.tape.drop(*blocks)
+        return joined
+
+    def _windowed(self, n: int, most: int) -> int:
+        """Blocks of queries under a sliding window: each with the far edge of the window, which is
+        computed on reversed copies, its past and its diagonal. Layers without a window need what
+        any other layer does.
+        """
+        if self.shape.window_layers is not None and not all(self.shape.window_layers):
+            self.tape.drop(self._query_block(n, self.size.keys - n))
+        blocks = []
+        whole = max(min(most + 1 - self.size.context, n), 0)  # these see everything before them
+        if whole:
+            blocks.append(self._query_block(whole, self.size.context))
+        for start in range(whole, n, most):
+            block = min(most, n - start)
+            flipped = [self._new(block * self.q * self.b)]
+            flipped += [self._new(block * self.kv * self.b) for _ in range(2)]
+            edge = self._new(block * self.q * self.b)
+            back = [self._new(block * self.q * self.b) for _ in range(2)]
+            self.tape.drop(*flipped, edge)
+            blocks.append(self._query_block(block, most))
+            self.tape.drop(*back)
         if len(blocks) == 1:
             return blocks[0]
         joined = self._new(n * self.q * self.b)

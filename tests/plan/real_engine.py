@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -17,12 +18,19 @@ from longctx.shapes import ModelShape, preset
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def tiny(layers: int = 3, group: int = 4, **changes: int) -> ModelShape:
+def tiny(layers: int = 3, group: int = 4, **changes: Any) -> ModelShape:
     """A small Qwen3 shape."""
-    return replace(
-        preset("qwen3-0.6b"), name="tiny", layers=layers, hidden=128, query_heads=2 * group,
-        kv_heads=2, head_dim=32, intermediate=320, vocab=1000, **changes,
-    )  # fmt: skip
+    sizes: dict[str, Any] = {
+        "name": "tiny",
+        "layers": layers,
+        "hidden": 128,
+        "query_heads": 2 * group,
+        "kv_heads": 2,
+        "head_dim": 32,
+        "intermediate": 320,
+        "vocab": 1000,
+    }
+    return replace(preset("qwen3-0.6b"), **(sizes | changes))  # fmt: skip
 
 
 def engine_of(shape: ModelShape, dtype: str, attention: str, kv_dtype: str | None = None) -> Engine:

@@ -67,3 +67,44 @@ def test_a_packed_cache_is_within_the_plan(attention: str) -> None:
         ).total
         measured = step_peak_bytes(engine, context, new)
         assert measured <= planned <= 1.1 * measured + 16_384, (context, new)
+
+
+FAMILIES = {
+    "experts": {
+        "architecture": "Qwen3MoeForCausalLM",
+        "experts": 8,
+        "experts_per_token": 2,
+        "expert_intermediate": 96,
+    },
+    "window": {
+        "architecture": "MistralForCausalLM",
+        "qk_norm": False,
+        "sliding_window": 200,
+    },
+    "some windows": {
+        "architecture": "Qwen2ForCausalLM",
+        "qk_norm": False,
+        "qkv_bias": True,
+        "sliding_window": 200,
+        "window_layers": (True, False, True),
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["auto", "math"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_within_the_plan(family: str, attention: str) -> None:
+    shape = tiny(**FAMILIES[family])
+    engine = engine_of(shape, "float32", attention)
+    for context, new in [(0, 512), (512, 256)]:
+        planned = step_parts(
+            shape,
+            new_tokens=new,
+            context_tokens=context,
+            dtype="float32",
+            attention=attention,
+            device="cpu",
+        ).total
+        measured = step_peak_bytes(engine, context, new)
+        assert measured <= planned <= 1.3 * measured, (context, new)
