@@ -17,11 +17,6 @@ from functools import partial
 import torch
 
 SHAPES = {"qkv": (6144, 2560), "o": (2560, 4096), "gate_up": (19_456, 2560), "down": (2560, 9728)}
-CONFIGS = [
-    (2, 32, 1, 4), (4, 32, 1, 1), (4, 32, 1, 2), (4, 32, 1, 4), (4, 32, 1, 5), (4, 32, 1, 8),
-    (8, 32, 1, 1), (8, 32, 1, 2), (8, 32, 1, 4), (8, 32, 1, 5), (4, 64, 2, 2), (4, 64, 2, 4),
-    (8, 64, 2, 2), (4, 128, 4, 1), (4, 128, 4, 2), (8, 128, 4, 1), (16, 32, 1, 1), (2, 64, 2, 4),
-]  # fmt: skip
 CACHE_BYTES = 400_000_000
 
 
@@ -68,15 +63,17 @@ def main() -> None:
         whole = torch.ones(n, device="cuda")
         weight = [torch.ones(n, k, device="cuda").to(torch.float8_e4m3fn)
                   for _ in range(max(2, CACHE_BYTES // (n * k)))]  # fmt: skip
+        flush = torch.empty(100_000_000, dtype=torch.uint8, device="cuda")
         grid = torch.ones((n + 127) // 128, (k + 127) // 128, device="cuda")
         row = (torch.arange(n, device="cuda") // 128).int()
-        for config in CONFIGS if all_configs else [None]:
+        for config in kernels.CONFIGS if all_configs else [None]:
+            extras = kernels.Extras(config=config, flush=None if config else flush)
             four = time_graph([
-                partial(kernels.nvfp4_rows, x, p, scale, whole, False, None, config)
+                partial(kernels.nvfp4_rows, x, p, scale, whole, False, extras)
                 for p in packed
             ])  # fmt: skip
             eight = time_graph([
-                partial(kernels.fp8_rows, x, w, grid, row, 128, None, config)
+                partial(kernels.fp8_rows, x, w, grid, row, 128, extras)
                 for w in weight
             ])  # fmt: skip
             for kind, seconds, size in (("nvfp4", four, n * k * 9 // 16), ("fp8", eight, n * k)):

@@ -75,6 +75,8 @@ def load_model(
         load_checkpoint(checkpoint, built.slots(), progress=progress, ignore=ignore)
     else:
         fill_random(built.slots(), seed, progress=progress)
+    for linear in built.linears():
+        linear.prepare()
     return engine
 
 

@@ -34,6 +34,9 @@ class Linear(nn.Module):
         """Where the checkpoint's tensors go."""
         raise NotImplementedError
 
+    def prepare(self) -> None:
+        """Do what the first call would otherwise wait for; nothing where there is no such thing."""
+
 
 class DenseLinear(Linear):
     """x [..., in_features] -> [..., out_features] by one matmul.
@@ -84,6 +87,10 @@ class SplitLinear(Linear):
 
     def slots(self) -> list[Slot]:
         return [slot for layer in self.layers for slot in layer.slots()]
+
+    def prepare(self) -> None:
+        for layer in self.layers:
+            layer.prepare()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([layer(x) for layer in self.layers], dim=-1)

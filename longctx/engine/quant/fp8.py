@@ -118,8 +118,8 @@ class Fp8Linear(PackedLinear):
         shape = (self.out_features, in_features)
         self._keep("weight", torch.empty(shape, dtype=torch.float8_e4m3fn, device=device))
         self._keep("scale", torch.empty(grid, dtype=torch.float32, device=device))
-        if in_features % 4 or self.block_columns % 4:
-            self._kernels = None  # they read four weights at a time, under one scale
+        if in_features % 8 or self.block_columns % 8:
+            self._kernels = None  # they read eight weights at a time, under one scale
         self._keep("scale_row", torch.cat(rows).to(device, torch.int32))
 
     weight: torch.Tensor
@@ -155,9 +155,15 @@ class Fp8Linear(PackedLinear):
             wide = scale.repeat_interleave(self.block_columns, dim=1)[:, : self.in_features]
             target[at : at + count] = self.weight[rows].float().mul_(wide)
 
-    def decode_rows(self, x: torch.Tensor) -> torch.Tensor:
+    def decode_rows(
+        self,
+        x: torch.Tensor,
+        out: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         from longctx.engine.quant import kernels
 
+        extras = kernels.Extras(self.bias, residual, out, flush=self._scratch.buffer)
         return kernels.fp8_rows(
-            x, self.weight, self.scale, self.scale_row, self.block_columns, self.bias
+            x, self.weight, self.scale, self.scale_row, self.block_columns, extras
         )

@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 import triton
 
 from longctx.engine.quant import triton_code
+from longctx.engine.quant.tuning import Config, Tuner
 
 DEQUANTIZE_BLOCK = 1024
 
+# (output rows, groups of columns, warps) of one program; the first is used where none was timed.
+# Many rows amortise the activations; many groups keep more loads of a small matrix under way.
+CONFIGS: tuple[Config, ...] = (
+    (4, 64, 2), (4, 32, 1), (8, 32, 1), (2, 64, 2), (4, 128, 4), (2, 128, 4), (4, 256, 8),
+)  # fmt: skip
 
-Config = tuple[int, int, int, int]
+_tuner = Tuner(CONFIGS)
 
 
-def rows_config(rows: int, groups: int) -> Config:
-    """(output rows, groups of columns, warps, unrolled steps) of one program.
+@dataclass(frozen=True)
+class Extras:
+    """What goes with a multiplication of a few rows.
 
-    One warp takes a few rows, 32 groups at a time: no lane idles on the usual widths, and several
-    steps' loads are under way at once, which is what a matrix of a few megabytes needs.
+    Args:
+        bias: [n], or None.
+        residual: [m, n] that is added, or None; may be `out`.
+        out: [m, n] that receives the result; None: a new tensor in x's dtype.
+        config: fixes the configuration.
+        flush: a buffer of the device that timing may overwrite to empty the cache; None: no timing.
     """
-    return (4 if rows < 16_384 else 8), 32, 1, 4
+
+    bias: torch.Tensor | None = None
+    residual: torch.Tensor | None = None
+    out: torch.Tensor | None = None
+    config: Config | None = None
+    flush: torch.Tensor | None = None
+
+
+NOTHING = Extras()
 
 
 def nvfp4_rows(
@@ -28,26 +50,29 @@ def nvfp4_rows(
     scale: torch.Tensor,
     global_scale: torch.Tensor,
     divide: bool,
-    bias: torch.Tensor | None,
-    config: Config | None = None,
+    extras: Extras = NOTHING,
 ) -> torch.Tensor:
     """x [m, k] times NVFP4 weights: [m, n] in x's dtype, accumulated in float32.
 
     Args:
         x: bf16, fp16 or fp32; magnitudes below 2^27.
         packed: uint8 [n, k / 2]; scale: e4m3 [n, k / 16]; global_scale: float32 [n].
-        config: overrides `rows_config`.
     """
     n, groups = packed.shape[0], packed.shape[1] // 8
     x, source, pairs = _activations(x)
-    out = x.new_empty(x.shape[0], n)
-    block_n, block_g, warps, unroll = config or rows_config(n, groups)
-    triton_code.nvfp4_rows_kernel[(triton.cdiv(n, block_n), x.shape[0])](
-        source, packed.view(torch.int64), scale.view(torch.uint8), global_scale, bias, out,
-        n, groups, source.stride(0), 1, DIVIDE=divide, PAIRS=pairs, BIAS=bias is not None,
-        BLOCK_N=block_n, BLOCK_G=block_g, UNROLL=unroll, num_warps=warps,
-    )  # fmt: skip
-    return out
+    result = x.new_empty(x.shape[0], n) if extras.out is None else extras.out
+
+    def launch(config: Config, out: torch.Tensor, residual: torch.Tensor | None) -> None:
+        block_n, block_g, warps = config
+        triton_code.nvfp4_rows_kernel[(triton.cdiv(n, block_n), x.shape[0])](
+            source, packed.view(torch.int64), scale.view(torch.uint8), global_scale,
+            extras.bias, residual, out, n, groups, source.stride(0), 1,
+            DIVIDE=divide, PAIRS=pairs, BIAS=extras.bias is not None,
+            RESIDUAL=residual is not None, BLOCK_N=block_n, BLOCK_G=block_g, num_warps=warps,
+        )  # fmt: skip
+
+    _run(("nvfp4", n, groups, x.dtype), launch, result, extras)
+    return result
 
 
 def fp8_rows(
@@ -56,26 +81,42 @@ def fp8_rows(
     scale: torch.Tensor,
     scale_row: torch.Tensor,
     block_columns: int,
-    bias: torch.Tensor | None,
-    config: Config | None = None,
+    extras: Extras = NOTHING,
 ) -> torch.Tensor:
-    """x [m, k] times e4m3 weights [n, k], k and block_columns multiples of 4: [m, n] in x's dtype.
+    """x [m, k] times e4m3 weights [n, k], k and block_columns multiples of 8: [m, n] in x's dtype.
 
     Args:
         scale: float32; scale_row: int32 [n], the row of `scale` that a weight row uses.
         block_columns: columns that share a scale.
     """
-    n, groups = weight.shape[0], weight.shape[1] // 4
+    n, groups = weight.shape[0], weight.shape[1] // 8
     x, source, pairs = _activations(x)
-    out = x.new_empty(x.shape[0], n)
-    block_n, block_g, warps, unroll = config or rows_config(n, groups)
-    triton_code.fp8_rows_kernel[(triton.cdiv(n, block_n), x.shape[0])](
-        source, weight.view(torch.int32), scale, scale_row, bias, out,
-        n, groups, source.stride(0), 1, scale.shape[1], block_columns // 4,
-        PAIRS=pairs, BIAS=bias is not None,
-        BLOCK_N=block_n, BLOCK_G=block_g, UNROLL=unroll, num_warps=warps,
-    )  # fmt: skip
-    return out
+    result = x.new_empty(x.shape[0], n) if extras.out is None else extras.out
+
+    def launch(config: Config, out: torch.Tensor, residual: torch.Tensor | None) -> None:
+        block_n, block_g, warps = config
+        triton_code.fp8_rows_kernel[(triton.cdiv(n, block_n), x.shape[0])](
+            source, weight.view(torch.int64), scale, scale_row, extras.bias, residual, out,
+            n, groups, source.stride(0), 1, scale.shape[1], block_columns // 8,
+            PAIRS=pairs, BIAS=extras.bias is not None, RESIDUAL=residual is not None,
+            BLOCK_N=block_n, BLOCK_G=block_g, num_warps=warps,
+        )  # fmt: skip
+
+    _run(("fp8", n, groups, x.dtype), launch, result, extras)
+    return result
+
+
+def _run(
+    key: tuple[object, ...],
+    launch: Callable[[Config, torch.Tensor, torch.Tensor | None], None],
+    result: torch.Tensor,
+    extras: Extras,
+) -> None:
+    config = extras.config
+    if config is None and extras.flush is not None:
+        trial = torch.empty_like(result)  # a timed run must not touch what the caller gave
+        config = _tuner.choose(key, lambda c: launch(c, trial, None), extras.flush)
+    launch(config or _tuner.known(key), result, extras.residual)
 
 
 def _activations(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, bool]:

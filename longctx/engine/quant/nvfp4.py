@@ -91,9 +91,15 @@ class Nvfp4Linear(PackedLinear):
                 self.packed[rows], self.scale[rows], self.global_scale[rows], self.divide
             )
 
-    def decode_rows(self, x: torch.Tensor) -> torch.Tensor:
+    def decode_rows(
+        self,
+        x: torch.Tensor,
+        out: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         from longctx.engine.quant import kernels
 
+        extras = kernels.Extras(self.bias, residual, out, flush=self._scratch.buffer)
         return kernels.nvfp4_rows(
-            x, self.packed, self.scale, self.global_scale, self.divide, self.bias
+            x, self.packed, self.scale, self.global_scale, self.divide, extras
         )

@@ -48,6 +48,11 @@ class Scratch:
         """How many rows of `columns` fit below the limit, at least one."""
         return min(rows, max(1, self.limit_bytes // (columns * self._buffer.element_size())))
 
+    @property
+    def buffer(self) -> torch.Tensor:
+        """All of it; free to be overwritten between calls."""
+        return self._buffer
+
     def matrix(self, rows: int, columns: int) -> torch.Tensor:
         """A [rows, columns] view of the buffer; the next caller overwrites it."""
         return self._buffer[: rows * columns].view(rows, columns)
@@ -99,9 +104,34 @@ class PackedLinear(Linear):
         """Write the weights of output rows start .. start + len(target) into target [rows, in]."""
         raise NotImplementedError
 
-    def decode_rows(self, x: torch.Tensor) -> torch.Tensor:
-        """x [m, in] with m <= DECODE_ROWS times the packed weights, by a kernel: [m, out]."""
+    def decode_rows(
+        self,
+        x: torch.Tensor,
+        out: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """x [m, in] with m <= DECODE_ROWS times the packed weights, by a kernel: [m, out].
+
+        Args:
+            out: receives the result.
+            residual: is added to it; may be `out`.
+        """
         raise NotImplementedError
+
+    def write_to(
+        self, row: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None = None
+    ) -> None:
+        """out [out] = weights x row [in] + bias + residual, in one kernel where there is one."""
+        if self._kernels is not None:
+            self.decode_rows(row[None], out[None], None if residual is None else residual[None])
+            return
+        result = self(row[None])[0]
+        out.copy_(result if residual is None else result + residual)
+
+    def prepare(self) -> None:
+        """Compile and time the decode kernel for this size, so that no step waits for it."""
+        if self._kernels is not None:
+            self.decode_rows(torch.zeros(1, self.in_features, dtype=self.dtype, device=self.device))
 
     def dequantize(self) -> torch.Tensor:
         """All weights [out, in] in the activations' dtype: a whole copy, for tests."""

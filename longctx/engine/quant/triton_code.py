@@ -52,28 +52,38 @@ def _high(pair):
 
 
 @triton.jit
-def _two_activations(x, at, ok, PAIRS: tl.constexpr):
-    """Activations 2 at and 2 at + 1 as float32 x 2^100, each [1, columns].
+def _activations(x, at, ok, WIDTH: tl.constexpr, PAIRS: tl.constexpr):
+    """WIDTH pairs from pair `at` on: (evens, odds) as float32 x 2^100, [columns, WIDTH] each.
 
-    x: int32 (two bf16 each), or a float pointer.
+    One wide load per column, which leaves a column's activations in the thread that has its
+    weights: nothing crosses shared memory. x: int32 (two bf16 each), or a float pointer.
     """
+    pair = at[:, None] + tl.arange(0, WIDTH)[None, :]
     if PAIRS:
-        both = tl.load(x + at, mask=ok, other=0)
+        both = tl.load(x + pair, mask=ok[:, None], other=0)
         even = _low(both)
         odd = _high(both)
     else:
-        even = tl.load(x + 2 * at, mask=ok, other=0.0).to(tl.float32)
-        odd = tl.load(x + 2 * at + 1, mask=ok, other=0.0).to(tl.float32)
-    return (even * _UP)[None, :], (odd * _UP)[None, :]
+        even = tl.load(x + 2 * pair, mask=ok[:, None], other=0.0).to(tl.float32)
+        odd = tl.load(x + 2 * pair + 1, mask=ok[:, None], other=0.0).to(tl.float32)
+    return even * _UP, odd * _UP
+
+
+@triton.jit
+def _four(values):
+    """The four columns of [n, 4], each [1, n]."""
+    even, odd = tl.split(tl.reshape(values, (values.shape[0], 2, 2)))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first[None, :], second[None, :], third[None, :], fourth[None, :]
 
 
 @triton.jit
 def _eight_e2m1(part, word, x, at, ok, PAIRS: tl.constexpr):
     """part + the products of the eight values in `word` with activations 2 at .. 2 at + 7."""
-    x0, x1 = _two_activations(x, at, ok, PAIRS)
-    x2, x3 = _two_activations(x, at + 1, ok, PAIRS)
-    x4, x5 = _two_activations(x, at + 2, ok, PAIRS)
-    x6, x7 = _two_activations(x, at + 3, ok, PAIRS)
+    even, odd = _activations(x, at, ok, 4, PAIRS)
+    x0, x2, x4, x6 = _four(even)
+    x1, x3, x5, x7 = _four(odd)
     pair = _e2m1_pair(word, 0)
     part += _low(pair) * x0
     part += _high(pair) * x4
@@ -90,10 +100,8 @@ def _eight_e2m1(part, word, x, at, ok, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def _four_e4m3(part, word, x, at, ok, PAIRS: tl.constexpr):
-    """part + the products of the four values in `word` with activations 2 at .. 2 at + 3."""
-    x0, x1 = _two_activations(x, at, ok, PAIRS)
-    x2, x3 = _two_activations(x, at + 1, ok, PAIRS)
+def _four_e4m3(part, word, x0, x1, x2, x3):
+    """part + the products of the four values in `word` with four activations."""
     pair = _e4m3_pair(word, 0)
     part += _low(pair) * x0
     part += _high(pair) * x2
@@ -103,66 +111,92 @@ def _four_e4m3(part, word, x, at, ok, PAIRS: tl.constexpr):
     return part
 
 
-# `one` is 1, but the compiler must not know: it would give each thread several neighbouring words,
-# and activations, which lie further apart, would then have to cross shared memory to meet them.
+@triton.jit
+def _finish(result, bias, residual, out, at, rows, ok, BIAS: tl.constexpr, RESIDUAL: tl.constexpr):
+    """Store the outputs, with what is to be added to them; `residual` may be `out` itself."""
+    if BIAS:
+        result += tl.load(bias + rows, mask=ok, other=0.0).to(tl.float32)
+    if RESIDUAL:
+        result += tl.load(residual + at, mask=ok, other=0.0).to(tl.float32)
+    tl.store(out + at, result.to(out.dtype.element_ty), mask=ok)
+
+
+# `one` is 1, but the compiler must not know: it would give each thread several neighbouring groups,
+# whose activations lie elsewhere. The weights of the next step are asked for before this step
+# computes, so that every warp has two steps' loads under way.
 @triton.jit(do_not_specialize=["one"])
 def nvfp4_rows_kernel(
-    x, packed, scale, global_scale, bias, out, n, groups, x_stride, one,
-    DIVIDE: tl.constexpr, PAIRS: tl.constexpr, BIAS: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr, UNROLL: tl.constexpr,
+    x, packed, scale, global_scale, bias, residual, out, n, groups, x_stride, one,
+    DIVIDE: tl.constexpr, PAIRS: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_N outputs of activation row program_id(1); a group is 16 columns."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1)
     row_ok = rows < n
     x += m * x_stride
+    lane = tl.arange(0, BLOCK_G)
+    at = rows[:, None] * groups + lane[None, :] * one
+    both_ok = row_ok[:, None] & (lane < groups)[None, :]
+    words = tl.load(packed + at, mask=both_ok, other=0)  # int64: the 16 values of a group
+    code = tl.load(scale + at, mask=both_ok, other=0)
     total = tl.zeros((BLOCK_N, BLOCK_G), dtype=tl.float32)
-    for start in tl.range(0, groups, BLOCK_G, loop_unroll_factor=UNROLL):
-        group = start + tl.arange(0, BLOCK_G)
+    for start in range(0, groups, BLOCK_G):
+        group = start + lane
+        at += BLOCK_G
+        both_ok = row_ok[:, None] & (group + BLOCK_G < groups)[None, :]
+        next_words = tl.load(packed + at, mask=both_ok, other=0)
+        next_code = tl.load(scale + at, mask=both_ok, other=0)
         ok = group < groups
-        at = rows[:, None] * groups + group[None, :] * one
-        both_ok = row_ok[:, None] & ok[None, :]
-        words = tl.load(packed + at, mask=both_ok, other=0)  # int64: the 16 values of a group
-        code = tl.load(scale + at, mask=both_ok, other=0).to(tl.int32)
         part = tl.zeros((BLOCK_N, BLOCK_G), dtype=tl.float32)
         part = _eight_e2m1(part, words.to(tl.int32), x, group * 8, ok, PAIRS)
         part = _eight_e2m1(part, (words >> 32).to(tl.int32), x, group * 8 + 4, ok, PAIRS)
-        total += part * (_low(_e4m3_pair(code, 0)) * _E4M3_WHOLE)
+        total += part * (_low(_e4m3_pair(code.to(tl.int32), 0)) * _E4M3_WHOLE)
+        words = next_words
+        code = next_code
     whole = tl.load(global_scale + rows, mask=row_ok, other=1.0)
     result = tl.sum(total, axis=1) * _E2M1_REST
     result = result / whole if DIVIDE else result * whole
-    if BIAS:
-        result += tl.load(bias + rows, mask=row_ok, other=0.0).to(tl.float32)
-    tl.store(out + m * n + rows, result.to(out.dtype.element_ty), mask=row_ok)
+    _finish(result, bias, residual, out, m * n + rows, rows, row_ok, BIAS, RESIDUAL)
 
 
 @triton.jit(do_not_specialize=["one"])
 def fp8_rows_kernel(
-    x, weight, scale, scale_row, bias, out, n, groups, x_stride, one, scale_columns, block_groups,
-    PAIRS: tl.constexpr, BIAS: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr, UNROLL: tl.constexpr,
+    x, weight, scale, scale_row, bias, residual, out,
+    n, groups, x_stride, one, scale_columns, block_groups,
+    PAIRS: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
-    """As `nvfp4_rows_kernel`; a group is 4 columns, and block_groups of them share a scale."""
+    """As `nvfp4_rows_kernel`; a group is 8 columns, and block_groups of them share a scale."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1)
     row_ok = rows < n
     x += m * x_stride
-    scale_at = tl.load(scale_row + rows, mask=row_ok, other=0) * scale_columns
+    lane = tl.arange(0, BLOCK_G)
+    scale_at = scale + tl.load(scale_row + rows, mask=row_ok, other=0)[:, None] * scale_columns
+    at = rows[:, None] * groups + lane[None, :] * one
+    both_ok = row_ok[:, None] & (lane < groups)[None, :]
+    words = tl.load(weight + at, mask=both_ok, other=0)  # int64: the 8 values of a group
+    block = tl.load(scale_at + (lane // block_groups)[None, :], mask=both_ok, other=0.0)
     total = tl.zeros((BLOCK_N, BLOCK_G), dtype=tl.float32)
-    for start in tl.range(0, groups, BLOCK_G, loop_unroll_factor=UNROLL):
-        group = start + tl.arange(0, BLOCK_G)
-        ok = group < groups
-        both_ok = row_ok[:, None] & ok[None, :]
-        at = rows[:, None] * groups + group[None, :] * one
-        word = tl.load(weight + at, mask=both_ok, other=0)
-        at = scale_at[:, None] + (group // block_groups)[None, :]
-        block = tl.load(scale + at, mask=both_ok, other=0.0)
+    for start in range(0, groups, BLOCK_G):
+        group = start + lane
+        at += BLOCK_G
+        later = group + BLOCK_G
+        both_ok = row_ok[:, None] & (later < groups)[None, :]
+        next_words = tl.load(weight + at, mask=both_ok, other=0)
+        next_block = tl.load(scale_at + (later // block_groups)[None, :], mask=both_ok, other=0.0)
+        even, odd = _activations(x, group * 4, group < groups, 4, PAIRS)
+        x0, x2, x4, x6 = _four(even)
+        x1, x3, x5, x7 = _four(odd)
         part = tl.zeros((BLOCK_N, BLOCK_G), dtype=tl.float32)
-        total += _four_e4m3(part, word, x, group * 2, ok, PAIRS) * block
+        part = _four_e4m3(part, words.to(tl.int32), x0, x1, x2, x3)
+        part = _four_e4m3(part, (words >> 32).to(tl.int32), x4, x5, x6, x7)
+        total += part * block
+        words = next_words
+        block = next_block
     result = tl.sum(total, axis=1) * _E4M3_REST
-    if BIAS:
-        result += tl.load(bias + rows, mask=row_ok, other=0.0).to(tl.float32)
-    tl.store(out + m * n + rows, result.to(out.dtype.element_ty), mask=row_ok)
+    _finish(result, bias, residual, out, m * n + rows, rows, row_ok, BIAS, RESIDUAL)
 
 
 @triton.jit

@@ -61,7 +61,7 @@ def nvfp4_case(
     divide: bool,
     dtype: torch.dtype,
     bias: bool,
-    config: tuple[int, int, int, int] | None = None,
+    config: tuple[int, int, int] | None = None,
 ) -> None:
     """A few rows times packed weights, and the dequantised block bit for bit."""
     from longctx.engine.quant import kernels
@@ -70,10 +70,17 @@ def nvfp4_case(
     weight = formulas.nvfp4_dequantize(packed, scale, global_scale, divide)
     x = torch.randn(m, k, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     b = torch.randn(n).to(device, dtype) if bias else None
-    out = kernels.nvfp4_rows(x, packed, scale, global_scale, divide, b, config)
+    out = kernels.nvfp4_rows(
+        x, packed, scale, global_scale, divide, kernels.Extras(b, config=config)
+    )
     assert out.dtype == dtype
     assert out.shape == (m, n)
     close(out, x, weight, b)
+    residual = torch.randn(m, n).to(device, dtype)
+    added = residual.clone()
+    extras = kernels.Extras(b, residual=added, out=added, config=config)
+    kernels.nvfp4_rows(x, packed, scale, global_scale, divide, extras)
+    close(added, x, weight, residual if b is None else residual.double() + b.double())
     target = torch.full((n, k), math.nan, dtype=exact_dtype(device, dtype), device=device)
     kernels.nvfp4_dequantize(packed, scale, global_scale, divide, target)
     assert torch.equal(target, weight.to(target.dtype))
@@ -87,7 +94,7 @@ def fp8_case(
     block: int,
     dtype: torch.dtype,
     bias: bool,
-    config: tuple[int, int, int, int] | None = None,
+    config: tuple[int, int, int] | None = None,
 ) -> None:
     """As `nvfp4_case`, for e4m3 with block scales."""
     from longctx.engine.quant import kernels
@@ -96,7 +103,8 @@ def fp8_case(
     full = formulas.fp8_dequantize(weight, scale, (block, block))
     x = torch.randn(m, k, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     b = torch.randn(n).to(device, dtype) if bias else None
-    close(kernels.fp8_rows(x, weight, scale, row, block, b, config), x, full, b)
+    extras = kernels.Extras(b, config=config)
+    close(kernels.fp8_rows(x, weight, scale, row, block, extras), x, full, b)
     target = torch.full((n, k), math.nan, dtype=exact_dtype(device, dtype), device=device)
     kernels.fp8_dequantize(weight, scale, row, block, target)
     assert torch.equal(target, full.to(target.dtype))
@@ -108,10 +116,10 @@ def small_cases() -> Iterator[tuple[str, tuple]]:
         yield "nvfp4_case", (1, 37, 48, divide, torch.bfloat16, True)
         yield "nvfp4_case", (3, 16, 1104, divide, torch.float32, False)
         yield "nvfp4_case", (2, 5, 16, divide, torch.float16, True)
-        yield "nvfp4_case", (1, 33, 2064, divide, torch.bfloat16, False, (8, 64, 2, 2))
-    yield "fp8_case", (1, 200, 300, 128, torch.bfloat16, True)
+        yield "nvfp4_case", (1, 33, 2064, divide, torch.bfloat16, False, (8, 64, 2))
+    yield "fp8_case", (1, 200, 312, 128, torch.bfloat16, True)
     yield "fp8_case", (4, 130, 640, 128, torch.float32, False)
-    yield "fp8_case", (2, 9, 20, 20, torch.float16, True)
+    yield "fp8_case", (2, 9, 24, 24, torch.float16, True)
 
 
 if __name__ == "__main__":
