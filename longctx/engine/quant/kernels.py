@@ -97,7 +97,7 @@ def fp8_rows(
         block_n, block_g, warps = config
         triton_code.fp8_rows_kernel[(triton.cdiv(n, block_n), x.shape[0])](
             source, weight.view(torch.int64), scale, scale_row, extras.bias, residual, out,
-            n, groups, source.stride(0), 1, scale.shape[1], block_columns // 8,
+            n, groups, source.stride(0), 1, scale.shape[1], BLOCK_GROUPS=block_columns // 8,
             PAIRS=pairs, BIAS=extras.bias is not None, RESIDUAL=residual is not None,
             BLOCK_N=block_n, BLOCK_G=block_g, num_warps=warps,
         )  # fmt: skip

@@ -163,11 +163,11 @@ def nvfp4_rows_kernel(
 @triton.jit(do_not_specialize=["one"])
 def fp8_rows_kernel(
     x, weight, scale, scale_row, bias, residual, out,
-    n, groups, x_stride, one, scale_columns, block_groups,
+    n, groups, x_stride, one, scale_columns, BLOCK_GROUPS: tl.constexpr,
     PAIRS: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
-    """As `nvfp4_rows_kernel`; a group is 8 columns, and block_groups of them share a scale."""
+    """As `nvfp4_rows_kernel`; a group is 8 columns, and BLOCK_GROUPS of them share a scale."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1)
     row_ok = rows < n
@@ -177,7 +177,7 @@ def fp8_rows_kernel(
     at = rows[:, None] * groups + lane[None, :] * one
     both_ok = row_ok[:, None] & (lane < groups)[None, :]
     words = tl.load(weight + at, mask=both_ok, other=0)  # int64: the 8 values of a group
-    block = tl.load(scale_at + (lane // block_groups)[None, :], mask=both_ok, other=0.0)
+    block = tl.load(scale_at + (lane // BLOCK_GROUPS)[None, :], mask=both_ok, other=0.0)
     total = tl.zeros((BLOCK_N, BLOCK_G), dtype=tl.float32)
     for start in range(0, groups, BLOCK_G):
         group = start + lane
@@ -185,7 +185,7 @@ def fp8_rows_kernel(
         later = group + BLOCK_G
         both_ok = row_ok[:, None] & (later < groups)[None, :]
         next_words = tl.load(weight + at, mask=both_ok, other=0)
-        next_block = tl.load(scale_at + (later // block_groups)[None, :], mask=both_ok, other=0.0)
+        next_block = tl.load(scale_at + (later // BLOCK_GROUPS)[None, :], mask=both_ok, other=0.0)
         even, odd = _activations(x, group * 4, group < groups, 4, PAIRS)
         x0, x2, x4, x6 = _four(even)
         x1, x3, x5, x7 = _four(odd)
