@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from longctx.errors import LongctxError
@@ -154,16 +154,17 @@ def _points(settings: PlanSettings) -> Iterator[tuple[int, int]]:
 
 
 def _step(worker: WorkerBench, ids: list[int], context: int, new: int) -> tuple[float, float]:
-    """Seconds of one step of `new` tokens on `context`, and of the turn around it: best of two."""
-    best = overhead = float("inf")
+    """Seconds of one step of `new` tokens on `context`, and of the turn around it: mean of two.
+
+    The mean, not the best: a run does not get only the quiet moments of the machine.
+    """
+    steps, turns = [], []
     for _ in range(2):
         began = time.monotonic()
         turn = worker.turn(ids[context : context + new], context)
-        around = time.monotonic() - began
-        took = sum(step["elapsed_s"] for step in turn.steps if step["phase"] == "prefill")
-        if took < best:
-            best, overhead = took, max(around - took, 0.0)
-    return best, overhead
+        turns.append(time.monotonic() - began)
+        steps.append(sum(s["elapsed_s"] for s in turn.steps if s["phase"] == "prefill"))
+    return mean(steps), max(mean(turns) - mean(steps), 0.0)
 
 
 def _decode(worker: WorkerBench, ids: list[int], context: int) -> float:
