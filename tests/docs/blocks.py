@@ -14,6 +14,7 @@ GPU_MARK = "<!-- needs a GPU -->"
 EXIT_MARK = re.compile(r"<!-- (?:whole output, )?exits (\d+) -->")
 WHOLE_MARK = re.compile(r"<!-- whole output\b.*-->")
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w-]*)\s*$")
+_INDENTED = re.compile(r"^ {4}(longctx|python|pytest|git) ")
 SHELL = ("bash", "console")
 # Languages of blocks that nobody types into a shell. "sh" and "shell" are not among them: a block
 # of commands is `bash` or `console`, and then it is run.
@@ -73,37 +74,46 @@ def pages() -> list[Path]:
 
 
 def blocks_of(page: Path) -> list[Block]:
-    """The fenced blocks of a page, in order."""
+    """The fenced blocks of a page, and the indented ones that begin with a command, in order.
+
+    An indented block that begins with `pip` is not one of them: tests/test_readme.py types those, in
+    a fresh environment.
+    """
     found: list[Block] = []
-    before = ""
+    before, blank = "", True
     lines = page.read_text("utf-8").splitlines()
     i = 0
     while i < len(lines):
         fence = _FENCE.match(lines[i])
-        if fence is None:
-            if lines[i].strip():
-                before = lines[i].strip()
+        if fence is not None:
+            end = i + 1
+            while end < len(lines) and lines[end].strip() != "```":
+                end += 1
+            indent, language, first = len(fence["indent"]), fence["language"], i + 1
+        elif blank and _INDENTED.match(lines[i]):
+            end = i
+            while end < len(lines) and lines[end].startswith("    "):
+                end += 1
+            indent, language, first = 4, "bash", i
+        else:
+            blank = not lines[i].strip()
+            before = lines[i].strip() or before
             i += 1
             continue
-        end = i + 1
-        while end < len(lines) and lines[end].strip() != "```":
-            end += 1
-        indent = len(fence["indent"])
-        text = "\n".join(line[indent:] for line in lines[i + 1 : end])
         code = EXIT_MARK.search(before)
         found.append(
             Block(
-                page.relative_to(ROOT),
-                i + 1,
-                fence["language"],
-                text,
-                GPU_MARK in before,
-                int(code[1]) if code else 0,
-                WHOLE_MARK.search(before) is not None,
+                page=page.relative_to(ROOT),
+                line=i + 1,
+                language=language,
+                text="\n".join(line[indent:] for line in lines[first:end]),
+                needs_gpu=GPU_MARK in before,
+                exit_code=int(code[1]) if code else 0,
+                whole=WHOLE_MARK.search(before) is not None,
             )
         )
-        before = ""
-        i = end + 1
+        before, blank = "", False
+        i = end + (fence is not None)
     return found
 
 

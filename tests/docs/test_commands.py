@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import typer
 
 from longctx.cli.app import COMMANDS
 from longctx.guard.cli_options import make_parser
@@ -57,30 +59,41 @@ def test_every_block_is_of_a_kind_that_is_run_or_known_not_to_be(page: Path) -> 
             assert block.script, f"{page}:{block.line}: no line begins with '$ '"
 
 
+def known_flags(command: str) -> set[str]:
+    """Every spelling of every option of a command."""
+    if command == "guard":
+        return set(make_parser()._option_string_actions)
+    module = importlib.import_module(COMMANDS[command][0])
+    known = {"--help", "-h"}
+    for parameter in typer.main.get_command(module.app).params:
+        known |= {*parameter.opts, *parameter.secondary_opts}
+    return known
+
+
+def check_words(words: list[str], where: str) -> None:
+    if words[0].startswith("-"):
+        assert words[0] in ("--version", "--help", "-h", "--install-completion"), where
+        return
+    if words[0] == "COMMAND":
+        return
+    assert words[0] in COMMANDS, where
+    known = known_flags(words[0])
+    for word in words[1:]:
+        if word.startswith("--"):
+            assert word.partition("=")[0] in known, f"{where}: no flag {word}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_and_flags_in_the_pages_exist(page: Path) -> None:
-    """Also of blocks that need a GPU, which no machine without one can run."""
-    import importlib
-
-    import typer
-
+    """Also of blocks that need a GPU, which no machine without one can run, and in running text."""
     for block in blocks_of(page):
         for words in longctx_commands(block) if block.language in (*SHELL, "yaml") else []:
-            where = f"{page}:{block.line}: longctx {' '.join(words)}"
-            if words[0].startswith("-"):
-                assert words[0] in ("--version", "--help", "-h", "--show-completion"), where
-                continue
-            assert words[0] in COMMANDS, where
-            known = {"--help", "-h"}
-            if words[0] == "guard":
-                known |= set(make_parser()._option_string_actions)
-            else:
-                module = importlib.import_module(COMMANDS[words[0]][0])
-                for parameter in typer.main.get_command(module.app).params:
-                    known |= {*parameter.opts, *parameter.secondary_opts}
-            for word in words[1:]:
-                if word.startswith("--"):
-                    assert word.partition("=")[0] in known, where
+            check_words(words, f"{page}:{block.line}: longctx {' '.join(words)}")
+    for span in re.findall(r"`longctx ([^`]+)`", page.read_text("utf-8")):
+        words = span.split()
+        check_words(
+            words[: words.index("--")] if "--" in words else words, f"{page}: longctx {span}"
+        )
 
 
 WHOLE = [(b, f"{b.page.name}:{b.line}") for p in PAGES for b in blocks_of(p) if b.whole]
@@ -140,3 +153,26 @@ FILE = re.compile(r"`((?:scripts|configs|longctx|tests)/[\w./-]+\.\w+)`")
 def test_files_that_the_pages_name_exist(page: Path) -> None:
     for target in FILE.findall(page.read_text("utf-8")):
         assert (ROOT / target).exists() or target in PENDING, f"{page}: {target}"
+
+
+def test_marks_and_indented_commands_are_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "Text\n\n    longctx ls\n\n<!-- needs a GPU -->\n\n    longctx run\n    longctx ls\n\n"
+        "    pip install .\n\n- item\n    longctx is not a command here\n\n"
+        "<!-- whole output, exits 3 -->\n```console\n$ longctx plan \\\n    --json\nnot 5 lines\nwords\n```\n"
+        "```text\nx\n```\n"
+    )
+    monkeypatch.setattr("tests.docs.blocks.ROOT", tmp_path)
+    found = blocks_of(page)
+    assert [(b.line, b.language, b.needs_gpu, b.exit_code, b.whole) for b in found] == [
+        (3, "bash", False, 0, False),
+        (7, "bash", True, 0, False),
+        (16, "console", False, 3, True),
+        (22, "text", False, 0, False),
+    ]
+    assert found[1].script == "longctx run\nlongctx ls"
+    assert found[2].script == "longctx plan \\\n    --json"
+    assert found[2].expected == ["words"]
