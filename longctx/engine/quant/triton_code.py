@@ -123,7 +123,7 @@ def _finish(result, bias, residual, out, at, rows, ok, BIAS: tl.constexpr, RESID
 
 # `one` is 1, but the compiler must not know: it would give each thread several neighbouring groups,
 # whose activations lie elsewhere. The weights of the next step are asked for before this step
-# computes, so that every warp has two steps' loads under way.
+# computes; two steps are unrolled, so that the compiler need not wait for a register to be free.
 @triton.jit(do_not_specialize=["one"])
 def nvfp4_rows_kernel(
     x, packed, scale, global_scale, bias, residual, out, n, groups, x_stride, one,
@@ -141,7 +141,7 @@ def nvfp4_rows_kernel(
     words = tl.load(packed + at, mask=both_ok, other=0)  # int64: the 16 values of a group
     code = tl.load(scale + at, mask=both_ok, other=0)
     total = tl.zeros((BLOCK_N, BLOCK_G), dtype=tl.float32)
-    for start in range(0, groups, BLOCK_G):
+    for start in tl.range(0, groups, BLOCK_G, loop_unroll_factor=2):
         group = start + lane
         at += BLOCK_G
         both_ok = row_ok[:, None] & (group + BLOCK_G < groups)[None, :]
@@ -179,7 +179,7 @@ def fp8_rows_kernel(
     words = tl.load(weight + at, mask=both_ok, other=0)  # int64: the 8 values of a group
     block = tl.load(scale_at + (lane // BLOCK_GROUPS)[None, :], mask=both_ok, other=0.0)
     total = tl.zeros((BLOCK_N, BLOCK_G), dtype=tl.float32)
-    for start in range(0, groups, BLOCK_G):
+    for start in tl.range(0, groups, BLOCK_G, loop_unroll_factor=2):
         group = start + lane
         at += BLOCK_G
         later = group + BLOCK_G
