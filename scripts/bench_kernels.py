@@ -28,8 +28,10 @@ GEMV = (
     (1, 1024, 4), (1, 2048, 4), (2, 512, 4), (2, 1024, 4), (2, 2048, 8), (4, 512, 4), (1, 4096, 4),
     (2, 4096, 8),
 )  # fmt: skip
-ATTENTION = ((64, 3, 4), (128, 3, 4), (64, 4, 4), (64, 3, 2))
-SPLITS = (16, 33, 66)
+ATTENTION = (  # keys, stages, warps, programs per multiprocessor
+    (128, 3, 4, 1), (64, 3, 4, 1), (64, 3, 4, 2), (64, 3, 4, 3), (64, 3, 4, 4), (64, 3, 4, 6),
+    (64, 3, 4, 8), (128, 3, 4, 2), (32, 3, 4, 6),
+)  # fmt: skip
 CACHE_BYTES = 300_000_000
 LAYERS = 8
 
@@ -115,17 +117,15 @@ def attention(shape: ModelShape, tokens: int, kv_dtype: str) -> None:
     for context in sorted({min(16_384, tokens), tokens}):
         position = torch.tensor([context - 1], device="cuda")
         read = context * shape.kv_bytes_per_token(kv_dtype) / shape.layers
-        for splits in SPLITS:
-            scratch = launch.SplitScratch.for_cache(cache, splits)
-            for numbers in ATTENTION:
-                config = launch.SplitConfig(*numbers)
-                run = partial(attend, query, cache, position, scratch, out, config)
-                facts = {"context": context, "splits": splits, "config": numbers}
-                try:
-                    seconds = graph_seconds(run) / LAYERS
-                except triton.runtime.errors.OutOfResources:
-                    continue  # needs more shared memory than this card has
-                line(f"attention {kv_dtype}", seconds, read, **facts)
+        for numbers in ATTENTION:
+            config = launch.SplitConfig(*numbers)
+            scratch = launch.SplitScratch.for_cache(cache, config.splits(cache))
+            run = partial(attend, query, cache, position, scratch, out, config)
+            try:
+                seconds = graph_seconds(run) / LAYERS
+            except triton.runtime.errors.OutOfResources:
+                continue  # needs more shared memory than this card has
+            line(f"attention {kv_dtype}", seconds, read, context=context, config=numbers)
 
 
 def main() -> int:
@@ -133,13 +133,15 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--tokens", type=int, default=131_072)
+    parser.add_argument("--no-gemv", action="store_true")
     parser.add_argument("--kv-dtypes", nargs="+", default=["bfloat16", "int8", "fp8"])
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("bench_kernels.py needs a CUDA GPU.", file=sys.stderr)
         return 2
     four = preset("qwen3-4b")
-    gemv(four)
+    if not options.no_gemv:
+        gemv(four)
     for kv_dtype in options.kv_dtypes:
         attention(ModelShape(**{**vars(four), "layers": LAYERS}), options.tokens, kv_dtype)
     return 0

@@ -18,7 +18,6 @@ from longctx.engine.model import DenseMlp, Layer, Model
 from longctx.engine.quant import Linear
 from longctx.engine.quant.dense import DenseLinear
 
-WAVES = 2  # programs of the split kernel per multiprocessor
 MAX_GROUP = 64
 WARM_UPS = 2
 
@@ -88,8 +87,8 @@ class GraphDecoder:
             attended=empty(shape.query_heads, shape.head_dim),
             active=empty(shape.intermediate),
         )
-        processors = torch.cuda.get_device_properties(device).multi_processor_count
-        splits = max(WAVES * processors // shape.kv_heads, 1)
+        self._split = self._launch.split_config(cache, dtype.itemsize)
+        splits = self._split.splits(cache)
         self._scratch = self._launch.SplitScratch.for_cache(cache, splits)
         self._frequencies = model.rope.inverse_frequencies.to(device)
         self._expected: tuple[int, int] | None = None  # what the device holds for the next step
@@ -155,14 +154,14 @@ class GraphDecoder:
     def _layer(self, index: int, layer: Layer, cos: torch.Tensor, sin: torch.Tensor) -> None:
         buffers, launch, model = self.buffers, self._launch, self.model
         eps = model.shape.norm_eps
-        self._normed(layer.qkv, layer.input_norm, buffers.mixed, self._early and index > 0)
+        mixed = self._normed(layer, self._early and index > 0)
         launch.rotate_and_store(
-            buffers.mixed[None], buffers.query, self.cache, index, layer.qk_norms, eps, cos, sin,
+            mixed, buffers.query, self.cache, index, layer.qk_norms, eps, cos, sin,
             buffers.position, self._early,
         )  # fmt: skip
         launch.decode_attention(
             buffers.query[0], self.cache, index, buffers.position, layer.window, model.scale,
-            self._scratch, buffers.attended, early=self._early,
+            self._scratch, buffers.attended, self._split, self._early,
         )  # fmt: skip
         self._add(layer.o, buffers.attended.view(-1))
         mlp = layer.mlp
@@ -171,23 +170,23 @@ class GraphDecoder:
         if isinstance(mlp.gate_up, DenseLinear):
             launch.gemv(
                 mlp.gate_up.weight, buffers.stream, buffers.active, norm=layer.post_norm, eps=eps,
-                gated=True, early=self._early,
+                gated=True,
             )  # fmt: skip
+            self._add(mlp.down, buffers.active)
         else:
             rows = launch.rms_norm(buffers.stream[None], layer.post_norm, eps)
-            buffers.active.copy_(launch.gated(mlp.gate_up(rows), mlp.width)[0])
-        self._add(mlp.down, buffers.active)
+            self._add(mlp.down, launch.gated(mlp.gate_up(rows), mlp.width)[0])
 
-    def _normed(self, linear: Linear, norm: torch.Tensor, out: torch.Tensor, early: bool) -> None:
-        """out = linear(RMSNorm(stream)); the first layer's comes behind a copy, so never early."""
-        launch, eps = self._launch, self.model.shape.norm_eps
-        if isinstance(linear, DenseLinear):
-            launch.gemv(
-                linear.weight, self.buffers.stream, out, norm=norm, eps=eps, bias=linear.bias,
-                early=early,
-            )  # fmt: skip
-        else:
-            out.copy_(linear(launch.rms_norm(self.buffers.stream[None], norm, eps))[0])
+    def _normed(self, layer: Layer, early: bool) -> torch.Tensor:
+        """qkv(RMSNorm(stream)) [1, n]; the first layer's comes behind a copy, so never early."""
+        launch, eps, stream = self._launch, self.model.shape.norm_eps, self.buffers.stream
+        if not isinstance(layer.qkv, DenseLinear):
+            return layer.qkv(launch.rms_norm(stream[None], layer.input_norm, eps))
+        launch.gemv(
+            layer.qkv.weight, stream, self.buffers.mixed, norm=layer.input_norm, eps=eps,
+            bias=layer.qkv.bias, early=early,
+        )  # fmt: skip
+        return self.buffers.mixed[None]
 
     def _add(self, linear: Linear, rows: torch.Tensor) -> None:
         """stream += linear(rows)."""

@@ -10,14 +10,13 @@ import triton
 
 from longctx.engine.attention.merge import Part
 from longctx.engine.cache import KvCache
-from longctx.engine.kernels import decode_code, pointwise_code
+from longctx.engine.kernels import decode_code, packed_code, pointwise_code
 
 MODES = {"int8": 1, "fp8": 2}
 GATED_BLOCK = 1024
 ROTATE_TOKENS = 8
 MERGE_ROWS = 8
 MAX_MERGE = 8
-DECODE_BLOCK = 64
 LOG2_E = 1.4426950408889634
 NO_WINDOW = 2**31 - 1
 
@@ -115,10 +114,16 @@ class GemvConfig:
 
 
 def gemv_config(rows: int, columns: int) -> GemvConfig:
-    """What was fastest on a Hopper card for matrices of this size; right for every size."""
-    if rows >= 6144 or columns < 4096:
+    """What was fastest on an H200 for matrices of about this size; right for every size."""
+    if columns >= 8192 or rows < 2048:
         return GemvConfig(2, 1024, 4)
-    return GemvConfig(2, 2048, 8)
+    if rows <= 4096:
+        return GemvConfig(2, 2048, 8)
+    return GemvConfig(4, 512, 4)
+
+
+# gate and up together read enough that waiting programs of the next kernel only take room
+GATED_CONFIG = GemvConfig(2, 1024, 4)
 
 
 def starts_early(device: torch.device) -> bool:
@@ -144,7 +149,7 @@ def gemv(
     """
     rows, columns = weight.shape
     rows = rows // 2 if gated else rows
-    config = config or gemv_config(rows, columns)
+    config = config or (GATED_CONFIG if gated else gemv_config(rows, columns))
     decode_code.gemv_kernel[(triton.cdiv(rows, config.rows),)](
         x, x if norm is None else norm, weight, x if bias is None else bias,
         x if residual is None else residual, out, rows, eps,
@@ -153,6 +158,47 @@ def gemv(
         BLOCK=min(config.block, triton.next_power_of_2(columns)), EARLY=early, launch_pdl=early,
         num_warps=config.warps,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """How split-KV attention runs.
+
+    Args:
+        block: keys of one step. stages: loads in flight. warps: of one program.
+        waves: programs per multiprocessor; with the number of KV heads they give the splits.
+    """
+
+    block: int
+    stages: int
+    warps: int
+    waves: int
+
+    def splits(self, cache: KvCache) -> int:
+        """Splits of each KV head that fill the GPU `waves` times."""
+        processors = torch.cuda.get_device_properties(cache.device).multi_processor_count
+        return max(self.waves * processors // cache.shape.kv_heads, 1)
+
+
+PACKED_SPLIT = SplitConfig(64, 3, 4, 4)  # unpacking needs many warps to hide its latency
+SPLITS = (SplitConfig(128, 3, 4, 1), SplitConfig(64, 3, 4, 2), SplitConfig(32, 2, 4, 2))
+SMALLEST_SPLIT = SplitConfig(16, 2, 4, 2)
+PACKED_HEAD_DIMS = (64, 128, 256)
+SPARE_BYTES = 16_384
+
+
+def split_config(cache: KvCache, query_bytes: int) -> SplitConfig:
+    """The fastest configuration whose blocks fit this GPU's shared memory."""
+    head_dim = triton.next_power_of_2(cache.shape.head_dim)
+    if cache.kv_dtype in MODES and cache.shape.head_dim in PACKED_HEAD_DIMS:
+        return PACKED_SPLIT
+    properties = torch.cuda.get_device_properties(cache.device)
+    room = getattr(properties, "shared_memory_per_block_optin", 99_000)
+    for config in SPLITS:
+        block = config.block * head_dim * query_bytes  # of keys; as much again of values
+        if 2 * block * (config.stages - 1) + SPARE_BYTES <= room:
+            return config
+    return SMALLEST_SPLIT
 
 
 @dataclass(frozen=True)
@@ -169,19 +215,6 @@ class SplitScratch:
         size = (shape.kv_heads, splits, shape.group)
         sums = torch.empty(size, dtype=torch.float32, device=cache.device)
         return cls(sums.new_empty((*size, shape.head_dim)), sums)
-
-
-@dataclass(frozen=True)
-class SplitConfig:
-    """Keys of one block, loads in flight, warps."""
-
-    block: int = DECODE_BLOCK
-    stages: int = 3
-    warps: int = 4
-
-
-PACKED_SPLIT = SplitConfig(64, 3, 4)
-PACKED_HEAD_DIMS = (64, 128, 256)
 
 
 @functools.cache
@@ -201,7 +234,7 @@ def decode_attention(
     scale: float,
     scratch: SplitScratch,
     out: torch.Tensor,
-    config: SplitConfig | None = None,
+    config: SplitConfig,
     early: bool = False,
 ) -> None:
     """Attention of one query [heads, head_dim] over cached positions 0..position[0], into `out`.
@@ -222,20 +255,18 @@ def decode_attention(
     )  # fmt: skip
     mode = MODES.get(cache.kv_dtype, 0)
     if mode and shape.head_dim in PACKED_HEAD_DIMS:
-        config = config or PACKED_SPLIT
         words = (query, keys.view(torch.int32), values.view(torch.int32), *inputs[3:])
-        decode_code.split_packed_kernel[(shape.kv_heads, splits)](
+        packed_code.split_packed_kernel[(shape.kv_heads, splits)](
             *words, GROUP=shape.group, ROWS=rows, WORDS=shape.head_dim // 4, MODE=mode,
             ASM=_has_assembly(query.device, mode), SPLITS=splits, BLOCK=config.block,
             STAGES=config.stages, EARLY=early, launch_pdl=early, num_warps=config.warps,
         )  # fmt: skip
     else:
-        config = config or SplitConfig()
         exact = query.dtype == torch.float32
         decode_code.split_kernel[(shape.kv_heads, splits)](
             *inputs, GROUP=shape.group, ROWS=rows, D=shape.head_dim, D_BLOCK=d_block,
             SCALED=mode == 1, EXACT=exact, SPLITS=splits,
-            BLOCK=config.block // 2 if exact else config.block, STAGES=config.stages,
+            BLOCK=config.block, STAGES=config.stages,
             EARLY=early, launch_pdl=early, num_warps=config.warps,
         )  # fmt: skip
     decode_code.join_kernel[(shape.query_heads,)](
