@@ -32,20 +32,18 @@ import mmap
 import os
 import platform
 import queue
-import re
 import signal
 import sys
 import threading
 import time
 from typing import Any
 
+from longctx.engine.fake_answer import answer_text
 from longctx.engine.fake_faults import Faults, give_back, status_bytes, take
 from longctx.guard.spawn import enter_worker
-from longctx.prompts.texts import TEXTS
 from longctx.units import parse_bytes
 from longctx.wire import PROTOCOL, Wire, WireClosed, WireGarbage
 
-_LOOKS_SECRET = re.compile(r"[A-Z0-9]{3,}(?:-[A-Z0-9]{2,})+")
 _DEFAULTS: dict[str, Any] = {
     "load_bytes": 0, "token_bytes": 0, "step_token_bytes": 0, "step_score_bytes": 0,
     "retain": False, "need_factor": 1.0, "seconds_per_token": 0.0, "load_s": 0.0, "free_s": 0.0,
@@ -270,28 +268,6 @@ class FakeWorker:
         text = answer_text(self._ids, self._settings["answer"])
         ids = list(text.encode("utf-8"))[:budget]
         return [*ids, *stop_ids[:1]][:budget] or [ord(".")]
-
-
-def answer_text(ids: list[int], override: str | None = None) -> str:
-    """What the fake says: every announced secret it was given; "OK" in the first turn.
-
-    Args:
-        ids: the conversation so far as bytes (0..255) and marks (above).
-    """
-    text = bytes(token if token < 256 else 10 for token in ids).decode("utf-8", "replace")
-    # Byte vocabularies open a user turn with a mark; "assistant" answers lie between them.
-    if text.count("\nassistant\n") <= 1 and _announced(text):
-        return "OK"
-    return override if override is not None else ", ".join(_announced(text)) or "I do not know."
-
-
-def _announced(text: str) -> list[str]:
-    found: dict[str, None] = {}
-    for texts in TEXTS.values():
-        phrase = re.escape(texts.inject.partition("{secret}")[0].strip())
-        for match in re.finditer(phrase + r"\s*([^\s，。,;]+)", text):
-            found.setdefault(match.group(1).rstrip("."))
-    return list(found) or list(dict.fromkeys(_LOOKS_SECRET.findall(text)))[:1]
 
 
 def _error(text: str, kind: str = "internal") -> dict[str, Any]:

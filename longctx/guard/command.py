@@ -8,20 +8,18 @@ import signal
 import time
 
 from longctx.errors import LongctxError
+from longctx.guard.children import left_running, reap, recovery, send, signals
 from longctx.guard.deadman import Deadman
 from longctx.guard.decide import Action, GuardSettings
 from longctx.guard.enforce import (
     KillReport,
-    is_own_child,
     kill_tree,
     register_own_child,
-    wait_for_recovery,
 )
 from longctx.guard.harden import harden_supervisor
 from longctx.guard.launch import EXIT_GUARD_FAILED, EXIT_STOPPED_BY_GUARD, Launched, launch
 from longctx.guard.limits import Limits, resolve_limits
 from longctx.guard.outcome import GuardOptions, Outcome
-from longctx.guard.processes import process_table
 from longctx.guard.selftest import first_sample, self_test
 from longctx.guard.watch import Watch
 from longctx.memory import Probe, Sample, discover_pools
@@ -33,7 +31,6 @@ _FORWARDED = {
 }  # fmt: skip
 _HANDLED = _FORWARDED | {signal.SIGCHLD, signal.SIGTSTP}
 _FROM_KERNEL = 0x80  # si_code SI_KERNEL: the terminal sent it, to the whole foreground group
-_RECOVERY_TIMEOUT_S = 30.0
 _KILL_WAIT_S = 10.0
 _TICK_S = 1.0
 
@@ -75,7 +72,7 @@ class CommandGuard:
             deadman = Deadman(marker)
             register_own_child(deadman.pid)
             try:
-                self._child = launch(options.command, marker, _signals(mask))
+                self._child = launch(options.command, marker, signals(mask))
                 watch.start()
                 self._event("worker_started", pid=self._child.pid, command=list(options.command))
                 status = self._wait(watch, self._child)
@@ -147,7 +144,7 @@ class CommandGuard:
             info = signal.sigtimedwait(_HANDLED, self._patience())
             if info is not None and info.si_signo != signal.SIGCHLD:
                 self._pass_on(info, child)
-            status = _reap(child.pid)
+            status = reap(child.pid)
             if status is not None:
                 return status
             blind = watch.check()
@@ -167,11 +164,11 @@ class CommandGuard:
         number = signal.Signals(info.si_signo)
         by_terminal = child.pgid is None and info.si_code == _FROM_KERNEL
         if not by_terminal:
-            _send(child, number)
+            send(child, number)
         if number is signal.SIGTSTP:
             # Stopped together with the command, as the shell's job control wants it.
             os.kill(os.getpid(), signal.SIGSTOP)
-            _send(child, signal.SIGCONT)
+            send(child, signal.SIGCONT)
 
     def _after_grace(self, watch: Watch, child: Launched) -> None:
         options = self._options
@@ -181,7 +178,7 @@ class CommandGuard:
             self._signalled_at = time.monotonic()
             self._say(f"longctx guard: sending {options.soft_signal.name} to the command")
             self._event("guard", action="soft_signal", signal=options.soft_signal.name)
-            _send(child, options.soft_signal)
+            send(child, options.soft_signal)
             return
         if time.monotonic() - self._signalled_at < options.grace_s:
             return
@@ -251,7 +248,7 @@ class CommandGuard:
             outcome.exit_code = (
                 EXIT_GUARD_FAILED if outcome.stopped_by == "guard" else EXIT_STOPPED_BY_GUARD
             )
-            outcome.recovery_s = _recovery(probes, outcome.limits, self._killed_at)
+            outcome.recovery_s = recovery(probes, outcome.limits, self._killed_at)
             self._say(
                 f"longctx guard: killed {self._options.command[0]} (process {child.pid} and all it "
                 f"started): {self._hard}"
@@ -270,7 +267,7 @@ class CommandGuard:
         else:
             outcome.exit_code = own_code if own_code >= 0 else 128 - own_code
         if self._hard is None:
-            outcome.left_running = _left_running(child)
+            outcome.left_running = left_running(child)
             if outcome.left_running:
                 self._say(
                     f"longctx guard: {outcome.left_running} process(es) that the command started "
@@ -300,51 +297,6 @@ class CommandGuard:
         if self._options.record is not None:
             with contextlib.suppress(OSError):
                 self._options.record(name, **fields)
-
-
-def _signals(mask: object) -> set[signal.Signals]:
-    return {signal.Signals(number) for number in mask}  # type: ignore[attr-defined]
-
-
-def _send(child: Launched, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if child.pgid is not None:
-            os.killpg(child.pgid, number)
-        else:
-            os.kill(child.pid, number)
-
-
-def _reap(wanted: int) -> int | None:
-    """Reap every child that has ended (orphans come here too); the wanted one's status."""
-    status: int | None = None
-    while True:
-        try:
-            pid, code = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return status
-        if pid == 0:
-            return status
-        if pid == wanted:
-            status = code
-
-
-def _left_running(child: Launched) -> int:
-    me = os.getpid()
-    return sum(
-        entry.alive and not is_own_child(entry.pid)
-        and (entry.parent == me or (child.pgid is not None and entry.group == child.pgid))
-        for entry in process_table().values()
-    )  # fmt: skip
-
-
-def _recovery(probes: list[Probe], limits: list[Limits], killed_at: float | None) -> float | None:
-    """Seconds from the first SIGKILL until every pool is below its soft limit; None if it is not."""
-    begin = time.monotonic()
-    for probe, entry in zip(probes, limits, strict=True):
-        left = max(begin + _RECOVERY_TIMEOUT_S - time.monotonic(), 0.0)
-        if wait_for_recovery(probe, entry.soft_bytes, left) is None:
-            return None
-    return time.monotonic() - (begin if killed_at is None else killed_at)
 
 
 def guard_command(options: GuardOptions) -> Outcome:

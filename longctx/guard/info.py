@@ -18,7 +18,7 @@ from longctx.guard.advice import advise
 from longctx.guard.limits import resolve_limits
 from longctx.guard.selftest import first_sample
 from longctx.memory import DriverFacts, NvmlClient, Probe, ask_driver, discover_pools, machine
-from longctx.memory.nvml import judge
+from longctx.memory.nvml_judge import judge
 
 SCHEMA = 1
 _NVML_TIMEOUT_S = 10.0

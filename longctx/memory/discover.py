@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longctx.errors import UsageError
-from longctx.memory.nvml import NvmlClient, NvmlProbe, same_size
+from longctx.memory.nvml import NvmlClient, NvmlProbe
+from longctx.memory.nvml_judge import same_size
 from longctx.memory.proc import CgroupProbe, ProcProbe
 from longctx.memory.types import Probe
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import pytest
+
 from longctx.guard import GuardSettings, Limits, Watch
 from longctx.memory import NvmlProbe, Pool, ProcProbe, Sample
 from longctx.units import GIB
@@ -62,11 +64,13 @@ def test_blocked_for_ten_seconds(tmp_path: Path) -> None:
     assert all(sample.used_bytes is None for sample in after[-2:] if sample.pool == "gpu0")
 
 
+@pytest.mark.slow
 def test_support_that_goes_away(tmp_path: Path) -> None:
     reason, _ = watch_both(tmp_path, {"gpus": [{"not_supported": True}]})
     assert reason.startswith("gpu0: could not be read")
 
 
+@pytest.mark.slow
 def test_use_that_falls_to_zero_is_not_believed(tmp_path: Path) -> None:
     reason, _ = watch_both(tmp_path, {"gpus": [{"total": 80 * GIB, "used": 0, "free": 80 * GIB}]})
     assert reason.startswith("gpu0: could not be read")

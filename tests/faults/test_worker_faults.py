@@ -17,7 +17,7 @@ def fault(before: str, do: str, **more: Any) -> dict[str, Any]:
     return {"faults": [{"before": before, "do": do, **more}]}
 
 
-@pytest.mark.parametrize("before", mostly_slow(MOMENTS, ["loaded"]))
+@pytest.mark.parametrize("before", mostly_slow(MOMENTS, ["step"]))
 def test_a_worker_that_dies_is_reported_with_its_signal(before: str, tmp_path: Path) -> None:
     run = run_fault(tmp_path / "run", fault(before, "crash"))
     check_aftermath(run)
@@ -78,7 +78,8 @@ def test_a_worker_that_never_answers_is_ended_after_its_time(before: str, tmp_pa
     assert "longer than" in run.output + run.guard["reason"]
 
 
-@pytest.mark.parametrize("before", mostly_slow(["loaded", "step"], ["step"]))
+@SLOW
+@pytest.mark.parametrize("before", ["loaded", "step"])
 def test_a_stopped_worker_is_ended_after_its_time(before: str, tmp_path: Path) -> None:
     run = run_fault(tmp_path / "run", fault(before, "stop"), *SHORT)
     check_aftermath(run)

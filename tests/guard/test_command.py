@@ -17,7 +17,7 @@ from tests.guard.box import Box
 from tests.guard.processes import PYTHON, alive, bomb, guard, run, until, with_tag
 
 
-@pytest.mark.parametrize("code", [0, 1, 7, 124, 255])
+@pytest.mark.parametrize("code", [0, 7])
 def test_the_commands_own_exit_code_is_ours(code: int) -> None:
     assert run(guard("--quiet", "--", "sh", "-c", f"exit {code}")).returncode == code
 
@@ -86,13 +86,13 @@ def test_a_script_without_its_first_line_runs_as_in_a_shell(tmp_path: Path) -> N
     [
         ["--ceiling", "lots"],
         ["--ceiling", "99.9%"],
-        ["--ceiling", "1MB"],
-        ["--soft", "99%"],
+        pytest.param(["--ceiling", "1MB"], marks=pytest.mark.slow),
+        pytest.param(["--soft", "99%"], marks=pytest.mark.slow),
         ["--bogus"],
         ["--poll", "5ms,1ms"],
-        ["--poll", "0"],
+        pytest.param(["--poll", "0"], marks=pytest.mark.slow),
         ["--soft-signal", "KILL"],
-        ["--grace", "soon"],
+        pytest.param(["--grace", "soon"], marks=pytest.mark.slow),
         ["--device", "tpu"],
         ["--json-summary", "/no/such/folder/x"],
         ["--record", "/proc/nowhere"],
@@ -174,6 +174,7 @@ def test_the_soft_signal_lets_the_command_end_by_itself(box: Box) -> None:
     assert "tidy" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_command_that_ignores_the_soft_signal_is_killed_after_the_grace(box: Box) -> None:
     deaf = "import signal; signal.signal(15, signal.SIG_IGN);"
     code = [PYTHON, "-c", deaf + bomb(0)[2], "400", "60"]
@@ -196,6 +197,7 @@ def test_a_command_that_ignores_the_soft_signal_is_killed_after_the_grace(box: B
     assert "after SIGTERM" in done.stderr
 
 
+@pytest.mark.slow
 def test_over_secs_forgives_a_short_excess(box: Box) -> None:
     done = run(
         box.prefix + guard("--ceiling", "+200MiB", "--over-secs", "20", "--", *bomb(400, 0.3))
@@ -207,7 +209,7 @@ def test_over_secs_forgives_a_short_excess(box: Box) -> None:
     assert done.returncode == 124
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_to_the_guard_reach_the_command(number: signal.Signals) -> None:
     code = (
         "import signal, sys, time\n"

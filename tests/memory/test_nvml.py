@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from longctx.errors import UsageError
 from longctx.memory import DriverFacts, GpuFacts, NvmlProbe, discover_pools
-from longctx.memory.nvml import NvmlClient, judge
+from longctx.memory.nvml import NvmlClient
+from longctx.memory.nvml_judge import judge
 from tests.memory.fake_nvml import answer, nvml
 from tests.memory.roots import GIB, make_root
 
