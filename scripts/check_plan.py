@@ -78,6 +78,8 @@ def cases(device: str, models: Sequence[str], quick: bool) -> Iterator[Case]:
     ):
         base = Case(model, dtypes[0], dtypes[0], attention, mode, "whole", "turn", tokens)
         yield base
+        if mode == "reprefill":
+            yield replace(base, mode="nocache", release="never")
         for kv_dtype in ("int8", "fp8"):
             yield replace(base, kv_dtype=kv_dtype, release="never")
 
@@ -99,6 +101,7 @@ def measure(case: Case, device: str) -> list[dict[str, Any]]:
         prefill_step=case.prefill_step,
         release=case.release,
         capacity_tokens=turns[-1].context_tokens + 64,
+        max_new_tokens=DECODED,
     )
     predicted = predict_turns(model.shape, settings, turns, 0)
     total = turns[-1].context_tokens
@@ -120,7 +123,9 @@ def measure(case: Case, device: str) -> list[dict[str, Any]]:
             keep = turn.context_tokens - turn.new_tokens if case.mode == "persistent" else 0
             if keep:
                 keep -= 1  # the last generated id is not in the cache yet
-            done = bench.turn(ids[keep : turn.context_tokens], keep, DECODED).done
+            done = bench.turn(
+                ids[keep : turn.context_tokens], keep, DECODED, recompute=case.mode == "nocache"
+            ).done
             rows.append(_row(case, device, turn, plan, done))
     return rows
 

@@ -20,6 +20,7 @@ class EstimatedTurn:
     kind: str
     new_tokens: int
     context_tokens: int
+    max_new_tokens: int
 
 
 def smallest_target(answer_tokens: int = QUESTION_ANSWER) -> int:
@@ -41,14 +42,14 @@ def estimate_turns(
             f"({smallest_target(answer_tokens):,} tokens).",
             hint="Raise --target-tokens.",
         )
-    turns = [EstimatedTurn(0, "inject", INJECT_TOKENS, INJECT_TOKENS)]
+    turns = [EstimatedTurn(0, "inject", INJECT_TOKENS, INJECT_TOKENS, INJECT_ANSWER)]
     held = INJECT_TOKENS + INJECT_ANSWER
     room = target_tokens - answer_tokens - QUESTION_TOKENS - held
     while room > REFERENCE_FRAME + REFERENCE_ANSWER:
         new = min(chunk_tokens + REFERENCE_FRAME, room - REFERENCE_ANSWER)
-        turns.append(EstimatedTurn(len(turns), "reference", new, held + new))
+        turns.append(EstimatedTurn(len(turns), "reference", new, held + new, REFERENCE_ANSWER))
         held += new + REFERENCE_ANSWER
         room -= new + REFERENCE_ANSWER
     last = target_tokens - answer_tokens - held
-    turns.append(EstimatedTurn(len(turns), "question", last, held + last))
+    turns.append(EstimatedTurn(len(turns), "question", last, held + last, answer_tokens))
     return turns

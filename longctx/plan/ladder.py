@@ -82,4 +82,6 @@ class Ladder:
 
     def _turn(self, simulation: Simulation, turn: EstimatedTurn) -> int:
         before = turn.context_tokens - turn.new_tokens
-        return simulation.turn(turn_steps(self.settings, before, turn.new_tokens)).reserved
+        return simulation.turn(
+            turn_steps(self.settings, before, turn.new_tokens, turn.max_new_tokens)
+        ).reserved

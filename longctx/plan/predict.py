@@ -115,13 +115,21 @@ def turn_span(mode: str, before: int, new_tokens: int) -> tuple[int, int]:
     return (before, new_tokens) if mode == "persistent" else (0, before + new_tokens)
 
 
-def turn_steps(settings: PlanSettings, before: int, new_tokens: int) -> list[tuple[int, int]]:
-    """Every step of a turn: its prefill, then its decoding (one step stands for all of it)."""
+def turn_steps(
+    settings: PlanSettings, before: int, new_tokens: int, answer_tokens: int | None = None
+) -> list[tuple[int, int]]:
+    """Every step of a turn: its prefill, then its decoding (one step stands for all of it).
+
+    Args:
+        answer_tokens: most tokens that the turn generates; None for the settings' own.
+    """
     start, tokens = turn_span(settings.mode, before, new_tokens)
     steps = list(prefill_steps(start, tokens, settings.prefill_step))
     if settings.mode == "nocache":
-        again = tokens + max(settings.max_new_tokens - 1, 0)
-        return [*steps, *prefill_steps(0, again, settings.prefill_step)]
+        answer = settings.max_new_tokens if answer_tokens is None else answer_tokens
+        for generated in range(1, answer):  # one longer each time; the full steps are as before
+            steps += list(prefill_steps(0, tokens + generated, settings.prefill_step))[-2:]
+        return steps
     return [*steps, (start + tokens, 1)]
 
 
@@ -216,7 +224,8 @@ def predict_turns(
     predictions = []
     for turn in turns:
         before = turn.context_tokens - turn.new_tokens
-        moment = simulation.turn(turn_steps(settings, before, turn.new_tokens))
+        answer = getattr(turn, "max_new_tokens", None)
+        moment = simulation.turn(turn_steps(settings, before, turn.new_tokens, answer))
         parts = join_parts(resident, moment)
         predictions.append(
             TurnPrediction(

@@ -70,6 +70,15 @@ def test_nocache_needs_at_least_what_reprefill_needs() -> None:
     assert all(a <= b for a, b in zip(plain, again, strict=True))
 
 
+def test_recomputing_for_every_token_keeps_the_scores_of_every_token() -> None:
+    turns = estimate_turns(4000, 2000)
+    settings = replace(ORIGINAL, mode="nocache", capacity_tokens=4000)
+    question = predict_turns(QWEN4B, settings, turns, 0)[-1]
+    scores = 4 * 32 * question.context_tokens**2
+    # scores and softmax, anew for every second token: one token fits the rounding to 2 MiB
+    assert question.parts["retention"] > 24 * 2 * scores
+
+
 def test_auto_steps_are_whole_for_math_and_bounded_else() -> None:
     assert resolve_prefill_step("auto", attention="math", device="cuda") == "whole"
     assert resolve_prefill_step("auto", attention="auto", device="cuda:1") == 4096
@@ -82,6 +91,8 @@ def test_steps_cover_the_turn_and_continue_where_the_cache_ends() -> None:
     assert list(prefill_steps(3, 9, "whole")) == [(3, 9)]
     assert turn_steps(replace(ORIGINAL, mode="persistent"), 100, 50) == [(100, 50), (150, 1)]
     assert turn_steps(ORIGINAL, 100, 50) == [(0, 150), (150, 1)]
+    nocache = replace(ORIGINAL, mode="nocache")
+    assert turn_steps(nocache, 100, 50, 3) == [(0, 150), (0, 151), (0, 152)]
 
 
 @given(st.integers(1, 500), st.integers(3, 60))

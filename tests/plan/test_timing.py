@@ -95,7 +95,7 @@ def test_a_runs_time_is_the_sum_of_its_steps() -> None:
         expected += 0.01 + FOUND.prefill.seconds(
             turn.new_tokens, turn.context_tokens - turn.new_tokens
         )
-        answer = 1 if turn.kind == "reference" else 50
+        answer = turn.max_new_tokens
         expected += (answer - 1) * FOUND.decode.seconds(turn.context_tokens + (answer - 1) / 2)
     assert got == pytest.approx(expected)
 
