@@ -243,7 +243,7 @@ def test_the_peak_of_a_load_is_the_weights_and_a_few_blocks(tmp_path: Path, want
     growth, weights, staging = json.loads(run.stdout)
     assert weights == 6 * 2048 * 4096 * (4 if wanted == "float32" else 2)
     assert staging == (0 if wanted == "float32" else 5 * 8 * 2**20)
-    assert growth <= weights + staging + 24 * 2**20
+    assert growth <= weights + staging + 12 * 2**20
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs posix_fadvise")
