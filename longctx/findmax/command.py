@@ -29,6 +29,7 @@ _WORDS = {
     "recall": "recall: the secret was not found",
     "time-out": "time: a turn took too long",
     "positions": "the model's positions",
+    "most": "--most: nothing larger was tried",
     "crash": "a crash",
     None: "unknown",
 }
@@ -102,6 +103,7 @@ def search_bounds(config: RunConfig, resolution: int, most: int | None) -> tuple
         planned=planned or 0,
         forced=config.force,
         resolution=resolution,
+        asked=limit < positions,
     )
     return bounds, question.ceiling_bytes
 
@@ -122,8 +124,9 @@ def print_find_max(document: Mapping[str, Any], console: Console) -> None:
             format_seconds(trial["wall_s"]),
             style="" if trial["passed"] else "red",
         )
-    console.print(table)
-    console.print()
+    if document["trials"]:
+        console.print(table)
+        console.print()
     passing, failing = document["largest_passing_tokens"], document["smallest_failing_tokens"]
     if passing is None:
         console.print(Text("No size passed.", style="bold red"))

@@ -15,10 +15,11 @@ class Bounds:
 
     Args:
         smallest: no conversation is shorter.
-        most: the model's positions.
+        most: the model's positions, or less where the user asked for no more.
         planned: largest target that the plan lets fit; None where there is no plan.
         forced: also try what the plan rules out.
         resolution: how close passing and failing have to come.
+        asked: whether `most` is the user's.
     """
 
     smallest: int
@@ -26,6 +27,7 @@ class Bounds:
     planned: int | None
     forced: bool
     resolution: int
+    asked: bool = False
 
     @property
     def limit(self) -> int:
@@ -115,9 +117,9 @@ def verdict(bounds: Bounds, outcomes: Sequence[Outcome]) -> Verdict:
     passing, failing = bracket(outcomes)
     by = next((o.limited_by for o in outcomes if not o.passed and o.target_tokens == failing), None)
     if failing is None and passing is not None and passing >= bounds.limit:
-        by = "positions" if bounds.limit == bounds.most else "plan"
+        by = _edge(bounds) if bounds.limit == bounds.most else "plan"
     if bounds.limit < bounds.smallest:
-        by = "plan" if bounds.most >= bounds.smallest else "positions"
+        by = "plan" if bounds.most >= bounds.smallest else _edge(bounds)
     notes = []
     below = sorted(
         {o.target_tokens for o in outcomes if not o.passed and passing is not None}
@@ -127,6 +129,10 @@ def verdict(bounds: Bounds, outcomes: Sequence[Outcome]) -> Verdict:
         sizes = ", ".join(f"{size:,}" for size in below)
         notes.append(f"failed below the largest passing size: {sizes} (the results are noisy)")
     return Verdict(passing, failing, by, tuple(notes))
+
+
+def _edge(bounds: Bounds) -> str:
+    return "most" if bounds.asked else "positions"
 
 
 def _start(bounds: Bounds) -> int:

@@ -73,6 +73,11 @@ def test_what_the_plan_rules_out_is_not_tried_unless_forced() -> None:
     assert verdict(bounds, outcomes).limited_by == "plan"
 
 
+def test_an_edge_that_the_user_asked_for_is_called_so() -> None:
+    bounds = replace(BOUNDS, most=2_000, planned=50_000, asked=True)
+    assert verdict(bounds, search(bounds, 64_000)).limited_by == "most"
+
+
 def test_nothing_is_tried_where_the_plan_lets_nothing_fit() -> None:
     bounds = replace(BOUNDS, forced=False, planned=0)
     assert next_target(bounds, []) is None
