@@ -314,7 +314,7 @@ def main() -> None:
     if "cost" in given.only:
         bench_cost(given.seconds)
     if "gaps" in given.only:
-        bench_gaps(given.seconds)
+        bench_gaps(3 * given.seconds)
     if "latency" in given.only:
         bench_latency(given.repeats)
     if "added" in given.only:
