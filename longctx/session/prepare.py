@@ -183,3 +183,25 @@ def allocator_cap_bytes(machine: Machine) -> int | None:
     if machine.device == "cpu":
         return limits.ceiling_bytes - used
     return limits.soft_bytes - used - worker_process_bytes(machine.device, limits.pool.kind)
+
+
+def load_request(
+    config: RunConfig, script: Script, machine: Machine, settings: PlanSettings
+) -> dict[str, object]:
+    """The `load` message of the worker protocol for this run."""
+    folder = script.model.folder
+    return {
+        "type": "load",
+        "model": script.model.spec,
+        "folder": str(folder) if folder else None,
+        "device": settings.device,
+        "dtype": settings.dtype,
+        "kv_dtype": settings.kv_dtype,
+        "attention": settings.attention,
+        "prefill_step": settings.prefill_step,
+        "capacity_tokens": settings.capacity_tokens,
+        "release": settings.release,
+        "allocator_cap_bytes": allocator_cap_bytes(machine),
+        "seed": config.seed,
+        "allow_long": config.allow_long,
+    }

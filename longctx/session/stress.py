@@ -24,25 +24,25 @@ from longctx.guard import (
     kill_group,
     kill_tree,
     self_test,
+    suspended_together,
     wait_for_recovery,
 )
 from longctx.memory import Sample
 from longctx.plan.predict import PlanSettings, TurnPrediction
 from longctx.record import Recorder
 from longctx.session.dialogue import Dialogue, HardStop, LoadRefused, StopFlags
-from longctx.session.journal import record_limits, record_model, record_plan, record_sample
+from longctx.session.journal import record_limits, record_model, record_sample
+from longctx.session.plan_check import PlanRefused, check_plan
 from longctx.session.prepare import (
     Machine,
     Script,
-    allocator_cap_bytes,
+    load_request,
     plan_settings,
-    predict,
     prepare_machine,
     prepare_script,
 )
 from longctx.session.screen import Screen
 from longctx.session.turns import TurnTaker
-from longctx.units import format_bytes
 
 RUNNER, FAKE_RUNNER = "longctx.engine.runner", "longctx.engine.fake_runner"
 _START_TIMEOUT_S = 120.0
@@ -82,51 +82,19 @@ class StressRun:
         self._screen.limits(machine.limits, {s.pool: s.used_bytes for s in machine.baseline})
         settings = plan_settings(config, script.model, machine.device)
         record_model(self._recorder, script, settings)
-        predictions = self._plan(script, machine, settings)
+        predictions = check_plan(
+            config, script, machine, settings, self._recorder, self._screen, self.warn
+        )
         watch = self._start_watch(machine)
         try:
-            dialogue = self._start_worker(script, machine, settings, watch)
-            return self._converse(script, machine, predictions, dialogue, watch)
+            client = self._start_worker(script, machine)
+            with suspended_together(client.pid):
+                dialogue = self._load(script, machine, settings, watch)
+                return self._converse(script, machine, predictions, dialogue, watch)
         except WorkerLost:
             if self._flags.hard is not None:  # it is lost because the guard killed it
                 raise HardStop(self._flags.hard) from None
             raise
-
-    def _plan(
-        self, script: Script, machine: Machine, settings: PlanSettings
-    ) -> list[TurnPrediction]:
-        predictions = predict(script, machine, settings)
-        limits = machine.limits[machine.main]
-        peak = max(predictions, key=lambda p: p.predicted_peak_bytes, default=None)
-        over = next(
-            (p for p in predictions if p.predicted_peak_bytes >= limits.ceiling_bytes), None
-        )
-        record_plan(self._recorder, predictions, over)
-        self._screen.plan(
-            len(script.planned),
-            peak.predicted_peak_bytes if peak else None,
-            peak.index if peak else None,
-        )
-        if over is None:
-            return predictions
-        name, size = max(
-            ((name, size) for name, size in over.parts.items() if name != "baseline"),
-            key=lambda part: part[1],
-        )
-        reason = (
-            f"turn {over.index} would need {format_bytes(over.predicted_peak_bytes)} of "
-            f"{limits.pool.name}, over the ceiling of {format_bytes(limits.ceiling_bytes)}; the "
-            f"largest part is {name.replace('_', ' ')}: {format_bytes(size)}"
-        )
-        if not self._config.force:
-            self._note_guard("plan", f"Refused before loading: {reason}.", over.index)
-            raise MemoryStop(
-                f"Refused before loading: {reason}.",
-                hint="`longctx plan` with the same flags says what would fit; --force tries "
-                "anyway, under the guard.",
-            )
-        self.warn(f"--force: {reason}. The guard stays on.")
-        return predictions
 
     def _start_watch(self, machine: Machine) -> Watch:
         for message in harden_supervisor():
@@ -144,46 +112,40 @@ class StressRun:
         self._watch.start()
         return self._watch
 
-    def _start_worker(
+    def _start_worker(self, script: Script, machine: Machine) -> WorkerClient:
+        self.enter("load")
+        self._recorder.sync()
+        module = FAKE_RUNNER if script.model.kind == "fake" else RUNNER
+        client = self._client = WorkerClient(module, self._recorder.directory)
+        hello = client.hello(_START_TIMEOUT_S)
+        self.note("worker_started", **{k: v for k, v in hello.items() if k != "type"})
+        return client
+
+    def _load(
         self, script: Script, machine: Machine, settings: PlanSettings, watch: Watch
     ) -> Dialogue:
-        config, recorder = self._config, self._recorder
-        self.enter("load")
-        recorder.sync()
-        module = FAKE_RUNNER if script.model.kind == "fake" else RUNNER
-        self._client = client = WorkerClient(module, recorder.directory)
-        hello = client.hello(_START_TIMEOUT_S)
-        recorder.event("worker_started", **{k: v for k, v in hello.items() if k != "type"})
+        config = self._config
+        assert self._client is not None
         order = [machine.limits[machine.main]]
         order += [limit for limit in machine.limits if limit is not order[0]]
-        admission = Admission(order, margin=config.admission_margin)
         dialogue = Dialogue(
-            client, recorder, self._screen, watch, self._read, admission, self._flags
+            self._client,
+            self._recorder,
+            self._screen,
+            watch,
+            self._read,
+            Admission(order, margin=config.admission_margin),
+            self._flags,
         )
-        recorder.event("load_started", model=script.model.spec)
-        recorder.sync()
-        folder = script.model.folder
+        self.note("load_started", model=script.model.spec)
+        self._recorder.sync()
         loaded = dialogue.request(
-            {
-                "type": "load",
-                "model": script.model.spec,
-                "folder": str(folder) if folder else None,
-                "device": settings.device,
-                "dtype": settings.dtype,
-                "kv_dtype": settings.kv_dtype,
-                "attention": settings.attention,
-                "prefill_step": settings.prefill_step,
-                "capacity_tokens": settings.capacity_tokens,
-                "release": settings.release,
-                "allocator_cap_bytes": allocator_cap_bytes(machine),
-                "seed": config.seed,
-                "allow_long": config.allow_long,
-            },
+            load_request(config, script, machine, settings),
             until="loaded",
             timeout_s=config.load_timeout_s,
             what="Loading the model",
         )
-        recorder.event("loaded", **{k: v for k, v in loaded.items() if k != "type"})
+        self.note("loaded", **{k: v for k, v in loaded.items() if k != "type"})
         return dialogue
 
     def _converse(
@@ -211,7 +173,9 @@ class StressRun:
         for message in turns.notes:
             self.warn(message)
         difference = turns.retokenised_difference()
-        if difference is not None:
+        self.note("retokenised", first_difference=difference)
+        if difference is not None and not script.model.random_weights:
+            # Random weights say ids that no text has, so for them this is no news.
             self.warn(
                 "Tokenising the whole conversation again differs from what was sent at token "
                 f"{difference:,}; both modes still see the same ids."
@@ -270,6 +234,8 @@ class StressRun:
             self._note_guard("soft", self._flags.soft, self._turn)
         elif isinstance(error, LoadRefused):
             self._note_guard("admission", error.message, None)
+        elif isinstance(error, PlanRefused):
+            self._note_guard("plan", error.message, error.turn)
         self.note("error", kind="stopped", message=error.message, hint=error.hint)
 
     def note_error(self, kind: str, error: BaseException) -> None:

@@ -20,12 +20,15 @@ FLAGS = ("--model", "fake", "--target-tokens", "2000", "--chunk-tokens", "300", 
 SLOW = {"seconds_per_token": 0.002}  # a turn of 300 tokens takes 0.6 s: time enough to hit it
 
 
-def _alive(pid: int) -> bool:
+def _state(pid: int) -> str:
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return False
-    return state not in ("Z", "X")
+        return "gone"
+
+
+def _alive(pid: int) -> bool:
+    return _state(pid) not in ("Z", "X", "gone")
 
 
 def _wait_gone(pid: int) -> bool:
@@ -120,6 +123,21 @@ def test_a_closed_terminal_ends_the_run_with_a_record_and_no_worker(tmp_path: Pa
     assert os.waitstatus_to_exitcode(status) == 130
     assert json.loads((directory / "summary.json").read_text())["status"] == "interrupted"
     assert _wait_gone(worker)
+
+
+def test_ctrl_z_stops_worker_and_supervisor_together_and_fg_goes_on(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    process = _start(directory, SLOW)
+    worker = _wait_for(directory, "worker_started")["pid"]
+    _wait_for(directory, "turn_done")
+    process.send_signal(signal.SIGTSTP)
+    deadline = time.monotonic() + 10
+    while {_state(worker), _state(process.pid)} != {"T"} and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert (_state(worker), _state(process.pid)) == ("T", "T")
+    process.send_signal(signal.SIGCONT)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
 
 
 def test_a_growing_worker_is_stopped_and_what_was_measured_is_kept(tmp_path: Path) -> None:

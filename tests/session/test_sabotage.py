@@ -75,7 +75,7 @@ def converse(
 
 
 def _same(a: Result, b: Result) -> bool:
-    close = torch.allclose(a.last_logits, b.last_logits, atol=1e-3 * float(b.last_logits.std()))
+    close = torch.allclose(a.last_logits, b.last_logits, atol=5e-5 * float(b.last_logits.std()))
     return a.answers == b.answers and close
 
 
