@@ -12,10 +12,11 @@ from longctx.plan.weights import resident_rounding_bytes
 from longctx.shapes import ModelShape
 from longctx.units import MB
 
-DEFAULT_STEP = {"cpu": 512, "cuda": 4096}
+DEFAULT_STEP = {"cpu": 1024, "cuda": 4096}
 # What a worker takes of its pool before it has loaded anything, by kind of pool (docs/plan.md).
-# host: torch imported and warmed up. gpu: CUDA context and libraries. unified: both.
-PROCESS_BYTES = {"host": 290 * MB, "gpu": 700 * MB, "unified": 1_400 * MB}
+# host: torch imported and warmed up. gpu: CUDA context and loaded kernels (720 to 802 MB were
+# measured). unified: both, and what a CUDA process holds of host memory (an estimate).
+PROCESS_BYTES = {"host": 290 * MB, "gpu": 850 * MB, "unified": 1_500 * MB}
 
 
 class PlannedTurnLike(Protocol):

@@ -22,7 +22,7 @@ KV_READ_TOKENS = 4096
 CUBLAS_WORKSPACE_BYTES = 32 * MIB
 RANDOM_POOL_BYTES = 4 * 4_194_301
 # Decoding by a captured graph: its stream's and its private pool's segments, its static buffers.
-DECODE_GRAPH_BYTES = 24 * MIB
+DECODE_GRAPH_BYTES = 40 * MIB
 
 
 def projections(shape: ModelShape) -> Iterator[tuple[int, int, int]]:

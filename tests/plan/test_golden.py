@@ -12,9 +12,19 @@ from typing import Any
 import pytest
 
 from longctx.models import resolve_model
-from longctx.plan.predict import PlanSettings, TurnPrediction, predict_turns
+from longctx.plan.predict import (
+    PlanSettings,
+    TurnPrediction,
+    predict_turns,
+    resolve_prefill_step,
+)
+from longctx.shapes import preset
+from longctx.units import GB
 
-GOLDEN = json.loads((Path(__file__).parent / "data" / "reserved_peaks_gpu.json").read_text())
+DATA = Path(__file__).parent / "data"
+GOLDEN = json.loads((DATA / "reserved_peaks_gpu.json").read_text())
+CLIFF = json.loads((DATA / "cliff_gpu.json").read_text())
+CEILING = 116 * GB
 
 
 @dataclass(frozen=True)
@@ -71,3 +81,31 @@ def test_reserved_memory_is_never_above_the_plan_and_at_most_5_percent_below(
 @pytest.mark.parametrize("row", GOLDEN["rows"], ids=name)
 def test_allocated_memory_is_within_3_percent_of_the_plan(row: dict[str, Any]) -> None:
     assert plan_of(row).allocated_bytes == pytest.approx(row["allocated_bytes"], rel=0.03)
+
+
+@pytest.mark.parametrize("run", CLIFF["runs"], ids=lambda run: run["run"])
+def test_every_turn_of_the_cliff_is_as_predicted(run: dict[str, Any]) -> None:
+    turns = [
+        Turn(i, t["new_tokens"], t["context_tokens"], t["kind"]) for i, t in enumerate(run["turns"])
+    ]
+    step = resolve_prefill_step(run["prefill_step"], attention=run["attention"], device="cuda")
+    settings = PlanSettings(
+        mode=run["mode"],
+        attention=run["attention"],
+        device="cuda",
+        dtype="bfloat16",
+        kv_dtype="bfloat16",
+        prefill_step=step,
+        release=run["release"],
+        capacity_tokens=run["capacity_tokens"],
+    )
+    plan = predict_turns(preset("qwen3-4b"), settings, turns, run["baseline_used_bytes"])
+    for turn, measured in zip(plan, run["turns"], strict=True):
+        assert (
+            measured["reserved_bytes"] <= turn.reserved_bytes <= 1.02 * measured["reserved_bytes"]
+        )
+        assert turn.allocated_bytes == pytest.approx(measured["allocated_bytes"], rel=0.01)
+        assert measured["pool_bytes"] <= turn.predicted_peak_bytes <= 1.02 * measured["pool_bytes"]
+        assert measured["pool_bytes"] < CEILING
+    if run["status"] == "passed":
+        assert max(turn.predicted_peak_bytes for turn in plan) < CEILING

@@ -82,7 +82,7 @@ def test_recomputing_for_every_token_keeps_the_scores_of_every_token() -> None:
 def test_auto_steps_are_whole_for_math_and_bounded_else() -> None:
     assert resolve_prefill_step("auto", attention="math", device="cuda") == "whole"
     assert resolve_prefill_step("auto", attention="auto", device="cuda:1") == 4096
-    assert resolve_prefill_step("auto", attention="auto", device="cpu") == 512
+    assert resolve_prefill_step("auto", attention="auto", device="cpu") == 1024
     assert resolve_prefill_step(77, attention="math", device="cpu") == 77
 
 
