@@ -26,7 +26,7 @@ def place(
         late: (depth, sentence) of each hidden secret, depth above 0.
         chunks: haystack tokens of each reference turn.
         chunk_tokens: a chunk may be dealt this short even if it is planned longer.
-        count: tokens of a text.
+        count: tokens that a sentence takes on a line of its own.
 
     Raises:
         UsageError: no reference turn has the room.
@@ -38,7 +38,7 @@ def place(
     starts = [sum(chunks[:i]) for i in range(len(chunks))]
     placed: dict[int, list[tuple[float, str]]] = {}
     for depth, sentence in sorted(late):
-        needed = count("\n" + sentence + "\n")
+        needed = count(sentence)
         at = depth * total
         fitting = [i for i, room in enumerate(rooms) if room >= needed]
         if not fitting:
@@ -112,13 +112,26 @@ class Hiding:
             parts.append(stretch[at:amount])
         return "".join(parts), begin, end
 
-    def plain(self, amount: int) -> str:
-        """The first `amount` characters of the stretch, without the sentences."""
-        return self._take(amount)[:amount]
-
-    def broken(self, amount: int) -> list[str]:
-        """Texts of special tokens that were broken up within `amount`."""
-        return [mark for mark, at in self._broken.items() if at < amount]
+    def remarks(self, amount: int, secrets: Sequence[str]) -> list[str]:
+        """What people should know about the haystack, having used `amount` characters of it here."""
+        name = self._haystack.name[0].upper() + self._haystack.name[1:]
+        remarks = []
+        if self._haystack.repeats(self._start + amount):
+            length = f"{self._haystack.characters:,} characters"
+            remarks.append(f"{name} ({length}) is shorter than needed and repeats.")
+        for mark, at in self._broken.items():
+            if at < amount:
+                remarks.append(
+                    f"{name} holds {mark}, which the model reads as the border of a turn; "
+                    "its first character is replaced by a space."
+                )
+        used = self._take(amount)[:amount]
+        for secret in secrets:
+            if secret in used:
+                remarks.append(
+                    f"{name} itself holds the secret {secret!r}: recalling it proves little."
+                )
+        return remarks
 
     def _take(self, amount: int) -> str:
         if len(self._taken) < amount:
