@@ -196,4 +196,4 @@ class GraphDecoder:
                 linear.weight, rows, stream, bias=linear.bias, residual=stream, early=self._early
             )
         else:
-            stream += linear(rows[None])[0]
+            linear.write_to(rows, stream, residual=stream)

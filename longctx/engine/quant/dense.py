@@ -34,8 +34,15 @@ class Linear(nn.Module):
         """Where the checkpoint's tensors go."""
         raise NotImplementedError
 
+    def write_to(
+        self, row: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None = None
+    ) -> None:
+        """out [out_features] = layer(row [in_features]) + residual, which may be `out` itself."""
+        result = self(row[None])[0]
+        out.copy_(result if residual is None else result + residual)
+
     def prepare(self) -> None:
-        """Do what the first call would otherwise wait for; nothing where there is no such thing."""
+        """Compile and time kernels, so that no step waits for it; nothing where there are none."""
 
 
 class DenseLinear(Linear):

@@ -121,15 +121,12 @@ class PackedLinear(Linear):
     def write_to(
         self, row: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None = None
     ) -> None:
-        """out [out] = weights x row [in] + bias + residual, in one kernel where there is one."""
-        if self._kernels is not None:
+        if self._kernels is None:
+            super().write_to(row, out, residual)
+        else:  # one kernel: no result is made, copied, and added
             self.decode_rows(row[None], out[None], None if residual is None else residual[None])
-            return
-        result = self(row[None])[0]
-        out.copy_(result if residual is None else result + residual)
 
     def prepare(self) -> None:
-        """Compile and time the decode kernel for this size, so that no step waits for it."""
         if self._kernels is not None:
             self.decode_rows(torch.zeros(1, self.in_features, dtype=self.dtype, device=self.device))
 

@@ -89,3 +89,23 @@ def test_decode_rows_can_be_captured_in_a_cuda_graph(weight_format: str) -> None
     x.copy_(torch.randn_like(x))
     graph.replay()
     assert torch.equal(out, layer(x))
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("weight_format", ["nvfp4", "fp8"])
+def test_decoding_packed_weights_agrees_with_prefilling_them(weight_format: str) -> None:
+    """Decode reads packed weights in a graph, prefill dequantises them: the logits agree."""
+    from longctx.engine import load_model
+
+    engine = load_model(f"shape:qwen3-0.6b@{weight_format}", device="cuda", dtype="bfloat16")
+    ids = torch.randint(0, 150_000, (40,), generator=torch.Generator().manual_seed(5)).tolist()
+    engine.reserve(128)
+    engine.extend(ids[:32])
+    decoded = [engine.extend([token]).clone() for token in ids[32:]]
+    for count, found in enumerate(decoded, start=33):
+        engine.truncate(0)
+        expected = engine.extend(ids[:count])
+        room = 0.05 * float(expected.max() - expected.min())
+        assert float((found - expected).abs().max()) < room
+    engine.close()

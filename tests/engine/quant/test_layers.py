@@ -60,6 +60,18 @@ def test_a_modelopt_layer_is_the_formula_bit_for_bit(tmp_path: Path, dtype: torc
     assert torch.equal(layer.dequantize(), values.to(dtype))
 
 
+def test_the_dividing_layout_divides(tmp_path: Path) -> None:
+    """A product with the rounded reciprocal differs from the quotient in the last bit."""
+    bits, scale, _ = packed_nvfp4(32, 128, True, 4)
+    whole = torch.tensor([2688 / 0.11])
+    tensors = {"o.weight_packed": bits, "o.weight_scale": scale, "o.weight_global_scale": whole}
+    layer = layer_from(tmp_path, tensors, [("o", 32)], 128)
+    spread = (scale.float() / whole).repeat_interleave(16, dim=1)
+    assert torch.equal(layer.dequantize(), formulas.nvfp4_values(bits) * spread)
+    reciprocal = (scale.float() * (1 / whole)).repeat_interleave(16, dim=1)
+    assert not torch.equal(layer.dequantize(), formulas.nvfp4_values(bits) * reciprocal)
+
+
 def test_fused_matrices_keep_their_own_global_scales(tmp_path: Path) -> None:
     parts = [("q", 32), ("k", 16), ("v", 16)]
     wholes = {"q": 0.5, "k": 0.0007, "v": 3.3}
@@ -242,3 +254,15 @@ def test_the_arithmetic_of_a_layer_is_small_beside_its_activations() -> None:
         out = layer(x)
     largest = max(abs(event.self_cpu_memory_usage) for event in profile.events())
     assert largest <= max(2 * out.nbytes, 5 * packed.CHUNK_ELEMENTS * 4)
+
+
+def test_a_row_is_written_where_it_is_wanted_and_added_to_what_is_there(tmp_path: Path) -> None:
+    layer = layer_from(tmp_path, modelopt("o", 24, 64, 0.01, 5), [("o", 24)], 64)
+    row, stream = torch.randn(64), torch.randn(24)
+    expected = layer(row[None])[0]
+    out = torch.zeros(24)
+    layer.write_to(row, out)
+    assert torch.equal(out, expected)
+    before = stream.clone()
+    layer.write_to(row, stream, residual=stream)
+    assert torch.equal(stream, expected + before)
