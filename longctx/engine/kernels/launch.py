@@ -183,6 +183,7 @@ class SplitConfig:
 PACKED_SPLIT = SplitConfig(64, 3, 4, 4)  # unpacking needs many warps to hide its latency
 SPLITS = (SplitConfig(128, 3, 4, 1), SplitConfig(64, 3, 4, 2), SplitConfig(32, 2, 4, 2))
 SMALLEST_SPLIT = SplitConfig(16, 2, 4, 2)
+EXACT_SPLIT = SplitConfig(32, 3, 4, 2)  # fp32 without tensor cores: registers are what is short
 PACKED_HEAD_DIMS = (64, 128, 256)
 SPARE_BYTES = 16_384
 
@@ -192,6 +193,8 @@ def split_config(cache: KvCache, query_bytes: int) -> SplitConfig:
     head_dim = triton.next_power_of_2(cache.shape.head_dim)
     if cache.kv_dtype in MODES and cache.shape.head_dim in PACKED_HEAD_DIMS:
         return PACKED_SPLIT
+    if query_bytes == 4 and head_dim <= 128:
+        return EXACT_SPLIT
     properties = torch.cuda.get_device_properties(cache.device)
     room = getattr(properties, "shared_memory_per_block_optin", 99_000)
     for config in SPLITS:

@@ -11,30 +11,13 @@ from longctx.engine.kernels.decode_code import start_next, wait_for_last
 
 
 @triton.jit
-def _unpack(word, MODE: tl.constexpr, RAISED: tl.constexpr, ASM: tl.constexpr):
+def _unpack(word, MODE: tl.constexpr, ASM: tl.constexpr):
     """The four values of a word as fp16: int8 codes (MODE 1) or e4m3 (MODE 2), byte 0 first.
 
     fp16 keeps every code exactly. A code plus 128, put under the exponent of 1024, is the number
-    1152 + code; two are made at a time. RAISED leaves the 1152 in (MODE 1), for the caller to
-    take off the sum. Without ASM the same in plain operations.
+    1152 + code; two are made at a time. Without ASM the same in plain operations.
     """
     if ASM:
-        if MODE == 1 and RAISED:
-            return tl.inline_asm_elementwise(
-                """{
-                .reg .b32 even, odd;
-                shr.u32 odd, $4, 8;
-                lop3.b32 even, $4, 0x00FF00FF, 0x64806480, 0x6A;
-                lop3.b32 odd, odd, 0x00FF00FF, 0x64806480, 0x6A;
-                mov.b32 {$0, $2}, even;
-                mov.b32 {$1, $3}, odd;
-                }""",
-                "=h,=h,=h,=h,r",
-                [word],
-                dtype=(tl.float16, tl.float16, tl.float16, tl.float16),
-                is_pure=True,
-                pack=1,
-            )
         if MODE == 1:
             return tl.inline_asm_elementwise(
                 """{
@@ -71,19 +54,18 @@ def _unpack(word, MODE: tl.constexpr, RAISED: tl.constexpr, ASM: tl.constexpr):
             pack=1,
         )
     return (
-        _plain_value(word, 0, MODE, RAISED),
-        _plain_value(word, 8, MODE, RAISED),
-        _plain_value(word, 16, MODE, RAISED),
-        _plain_value(word, 24, MODE, RAISED),
+        _plain_value(word, 0, MODE),
+        _plain_value(word, 8, MODE),
+        _plain_value(word, 16, MODE),
+        _plain_value(word, 24, MODE),
     )
 
 
 @triton.jit
-def _plain_value(word, shift: tl.constexpr, MODE: tl.constexpr, RAISED: tl.constexpr):
+def _plain_value(word, shift: tl.constexpr, MODE: tl.constexpr):
     byte = (word >> shift) & 0xFF
     if MODE == 1:
-        raised = (byte ^ 0x6480).to(tl.int16).to(tl.float16, bitcast=True)
-        return raised if RAISED else raised - 1152.0
+        return (byte ^ 0x6480).to(tl.int16).to(tl.float16, bitcast=True) - 1152.0
     bits = ((byte & 0x80) << 8) | ((byte & 0x7F) << 7)
     return bits.to(tl.int16).to(tl.float16, bitcast=True) * 256.0
 
@@ -119,10 +101,6 @@ def split_packed_kernel(
     q2 = tl.load(place + 2, mask=real[:, None], other=0.0).to(tl.float16)
     q3 = tl.load(place + 3, mask=real[:, None], other=0.0).to(tl.float16)
     base = head.to(tl.int64) * capacity
-    lift = tl.zeros((ROWS,), tl.float32)
-    if MODE == 1:
-        columns = q0.to(tl.float32) + q1.to(tl.float32) + q2.to(tl.float32) + q3.to(tl.float32)
-        lift = 1152.0 * tl.sum(columns, 1)
     top = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     a0 = tl.zeros((ROWS, WORDS), tl.float32)
@@ -134,13 +112,13 @@ def split_packed_kernel(
         seen = token < end
         offset = (base + token)[:, None] * WORDS + at[None, :]
         word = tl.load(keys + offset, mask=seen[:, None], other=0)
-        k0, k1, k2, k3 = _unpack(word, MODE, True, ASM)
+        k0, k1, k2, k3 = _unpack(word, MODE, ASM)
         word = tl.load(values + offset, mask=seen[:, None], other=0)
-        v0, v1, v2, v3 = _unpack(word, MODE, False, ASM)
+        v0, v1, v2, v3 = _unpack(word, MODE, ASM)
         s = tl.dot(q0, tl.trans(k0))
         s = tl.dot(q1, tl.trans(k1), s)
         s = tl.dot(q2, tl.trans(k2), s)
-        s = (tl.dot(q3, tl.trans(k3), s) - lift[:, None]) * scale
+        s = tl.dot(q3, tl.trans(k3), s) * scale
         if MODE == 1:
             s = s * tl.load(key_scales + base + token, mask=seen, other=0.0).to(tl.float32)[None, :]
         s = tl.where(seen[None, :], s, float("-inf"))

@@ -182,9 +182,7 @@ def attention_case(
     scratch.parts.fill_(float("nan"))
     scratch.sums.fill_(float("nan"))
     position = torch.tensor([length - 1], device=device)
-    config = launch.SplitConfig(32 if dtype == F32 else 64, 3, 4, 1)
-    if device == "cuda":
-        config = launch.split_config(cache, dtype.itemsize)
+    config = launch.EXACT_SPLIT if device == "cpu" else launch.split_config(cache, dtype.itemsize)
     launch.decode_attention(query, cache, 1, position, window, size**-0.5, scratch, out, config)
     stored = cache.block[:, 1, :, :length].double()
     if cache.scales is not None:
