@@ -286,3 +286,45 @@ def test_random_packed_weights_have_the_spread_of_plain_ones() -> None:
         fill_random(layer.slots())
         assert abs(float(layer.dequantize().std()) - 0.02) < 0.001
     assert formulas.NVFP4_GROUP == 16
+
+
+def tiny_family(name: str) -> torch.nn.Module:
+    torch.manual_seed(1)
+    sizes = {
+        "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "num_hidden_layers": 2, "intermediate_size": 96, "vocab_size": 200,
+        "tie_word_embeddings": True,
+    }  # fmt: skip
+    if name == "Qwen3Moe":
+        sizes |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48,
+                  "head_dim": 16}  # fmt: skip
+    config = getattr(transformers, f"{name}Config")(**sizes)
+    model = getattr(transformers, f"{name}ForCausalLM")(config)
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name.endswith(".bias"):
+            torch.nn.init.normal_(parameter)
+    return model.eval()
+
+
+@pytest.mark.parametrize("family", ["Qwen2", "Qwen3Moe", "Llama"])
+@pytest.mark.parametrize("weight_format", ["nvfp4", "fp8"])
+def test_biases_experts_and_routers_survive_packing(
+    tmp_path: Path, family: str, weight_format: str
+) -> None:
+    """The packed copy computes what the plain engine computes with the dequantised weights."""
+    model = tiny_family(family)
+    model.save_pretrained(tmp_path / "plain")
+    report = quantize_checkpoint(tmp_path / "plain", tmp_path / "packed", weight_format)
+    packed = load_model(report.folder, device="cpu", dtype="float32")
+    plain = load_model(tmp_path / "plain", device="cpu", dtype="float32")
+    for ours, theirs in zip(packed.model.linears(), plain.model.linears(), strict=True):
+        assert theirs.weight.shape == (ours.out_features, ours.in_features)
+        theirs.weight.data.copy_(ours.dequantize())
+    ids = list(range(20, 50))
+    found, expected = [], []
+    for engine, logits in ((packed, found), (plain, expected)):
+        engine.reserve(64)
+        logits.append(engine.extend(ids))
+        logits.append(engine.extend([7]))
+    for a, b in zip(found, expected, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
