@@ -14,7 +14,9 @@ from longctx.config import load_config
 from longctx.config.load import SETTINGS
 from longctx.config.parse import nearest
 from longctx.errors import LongctxError, UsageError
+from longctx.ledger import write_json
 from longctx.record import load_summary
+from longctx.session.signals import signals_interrupt
 from longctx.trials import run_trial
 from longctx.units import format_seconds
 
@@ -64,6 +66,23 @@ def compare_settings(
     if directory.exists() and any(directory.iterdir()):
         raise UsageError(f"{directory} is not empty.", hint="Give another --output-dir.")
     say(f"record: {directory}")
+    with signals_interrupt():
+        found = _alternating(base, changes, sides, repeats, directory, config_file, say)
+    document = _finished(found[0], found[1], (sides[0], sides[1]), thresholds)
+    document["directory"] = str(directory)
+    write_json(directory / "compare.json", document)
+    return document
+
+
+def _alternating(
+    base: Mapping[str, Any],
+    changes: Sequence[Mapping[str, Any]],
+    sides: Sequence[str],
+    repeats: int,
+    directory: Path,
+    config_file: Path | None,
+    say: Say,
+) -> list[list[dict[str, Any]]]:
     found: list[list[dict[str, Any]]] = [[], []]
     for number in range(repeats):
         for side in (0, 1) if number % 2 == 0 else (1, 0):
@@ -77,10 +96,7 @@ def compare_settings(
                     hint=f"Its record: longctx show {trial.directory}",
                     exit_code=trial.exit_code or None,
                 )
-    document = _finished(found[0], found[1], (sides[0], sides[1]), thresholds)
-    document["directory"] = str(directory)
-    (directory / "compare.json").write_text(json.dumps(document, ensure_ascii=False, indent=1))
-    return document
+    return found
 
 
 def parse_side(flag: str, text: str) -> dict[str, Any]:

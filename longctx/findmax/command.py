@@ -21,6 +21,7 @@ from longctx.plan.ask import Other, ask
 from longctx.plan.conversation import smallest_target
 from longctx.plan.predict import predict_turns
 from longctx.plan.whatif import largest
+from longctx.session.signals import signals_interrupt
 from longctx.units import format_bytes, format_seconds, format_tokens
 
 _WORDS = {
@@ -71,7 +72,8 @@ def find_max(
         repeats=repeats,
         facts={"config": config.as_dict(), "argv": sys.argv, "ceiling_bytes": ceiling},
     )
-    return FindMax(options, bounds, say=say).search()
+    with signals_interrupt():
+        return FindMax(options, bounds, say=say).search()
 
 
 def search_bounds(config: RunConfig, resolution: int, most: int | None) -> tuple[Bounds, int]:

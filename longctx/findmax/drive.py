@@ -82,6 +82,9 @@ class FindMax:
             document = self.document(finished=why is None, unfinished_because=why)
             ledger.write("ended", **{k: v for k, v in document.items() if k != "trials"})
             self._store(document)
+        except KeyboardInterrupt:
+            self.say(f"interrupted; go on with --output-dir {directory}")
+            raise
         finally:
             ledger.close()
         return document

@@ -9,6 +9,7 @@ from typing import Any
 
 from longctx.config import load_config
 from longctx.errors import UsageError
+from longctx.session.signals import signals_interrupt
 from longctx.sweep.drive import Sweep
 from longctx.sweep.grid import grid, parse_vary
 
@@ -49,7 +50,7 @@ def run_sweep(
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         directory = Path("longctx-runs") / f"{stamp}-sweep"
     say(f"record: {directory}")
-    return Sweep(
+    sweep = Sweep(
         directory=directory,
         cells=grid(varied, repeats),
         flags=taken,
@@ -57,4 +58,6 @@ def run_sweep(
         config_file=config_file,
         retry=retry,
         say=say,
-    ).sweep()
+    )
+    with signals_interrupt():
+        return sweep.sweep()

@@ -69,6 +69,9 @@ class Sweep:
                 left -= cost
             document = self.document()
             ledger.write("ended", cells=len(document["cells"]))
+        except KeyboardInterrupt:
+            self.say(f"interrupted; go on with --output-dir {self.directory}")
+            raise
         finally:
             ledger.close()
         write_json(self.directory / DOCUMENT, document)
@@ -163,6 +166,8 @@ class Sweep:
             f"{number}/{len(self.cells)} {words}: {trial.status}, "
             f"peak {format_bytes(trial.peak_used_bytes)}, {format_seconds(trial.wall_s)}{eta}"
         )
+        if trial.reason is not None:
+            self.say(f"  {trial.reason}")
 
     @staticmethod
     def _row(began: Mapping[str, Any], trial: Trial, summary: Mapping[str, Any]) -> dict[str, Any]:

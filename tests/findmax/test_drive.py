@@ -213,6 +213,32 @@ def test_a_run_whose_supervisor_is_killed_counts_as_failed_at_its_size(
     assert not psutil.pid_exists(worker)
 
 
+def test_a_terminated_search_leaves_no_worker_and_can_be_resumed(tmp_path: Path) -> None:
+    search = subprocess.Popen(
+        [
+            sys.executable, "-m", "longctx", "find-max", "--model", "fake", "--most", "3000",
+            "--output-dir", str(tmp_path / "search"),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "LONGCTX_FAKE": '{"seconds_per_token": 0.02}'},
+    )  # fmt: skip
+    events = tmp_path / "search" / "trials" / "001-3000" / "events.jsonl"
+    while not events.exists() or '"turn_started"' not in events.read_text():
+        assert search.poll() is None
+        time.sleep(0.02)
+    below = psutil.Process(search.pid).children(recursive=True)
+    search.terminate()
+    _, said = search.communicate(timeout=60)
+    assert search.returncode == 130
+    assert "go on with --output-dir" in said
+    _, alive = psutil.wait_procs(below, timeout=10)
+    assert not alive
+    assert '"run_ended"' in events.read_text()
+    assert [e["event"] for e in read_ledger(tmp_path / "search" / LEDGER)][-1] == "trial_void"
+
+
 @pytest.mark.slow
 def test_real_runs_find_the_memory_cliff(tmp_path: Path) -> None:
     done = fake_find_max(
