@@ -133,8 +133,7 @@ def test_the_commands_of_a_page_work_as_typed(page: Path, tmp_path: Path) -> Non
             assert squeezed(line).strip() in squeezed(said), f"{where}\nnot in it: {line!r}"
 
 
-# Written with the measurements that they hold.
-PENDING = {"docs/benchmarks.md", "scripts/bench_cpu.py"}
+PENDING = {"docs/benchmarks.md"}  # written with the measurements that it holds
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
