@@ -100,7 +100,11 @@ def main(argv: list[str] | None = None) -> None:
         _silence_stdout()
         sys.exit(EXIT_ERROR)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO) and error.filename is None:
+        if (
+            isinstance(error, OSError)
+            and error.errno in (errno.ENOSPC, errno.EIO)
+            and error.filename is None
+        ):
             _fail_on_stdout(error)
         traceback.print_exc()
         print(
