@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-WIDTH, HEIGHT = 1160, 1180
+WIDTH = 1160
 
 
 def main() -> None:
@@ -31,13 +31,13 @@ def main() -> None:
     browser = Browser()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            for name, specs, dark in (
-                ("report-light", [args.stopped], False),
-                ("report-dark", [args.stopped, args.passed], True),
+            for name, specs, dark, height in (
+                ("report-light", [args.stopped], False, 1360),
+                ("report-dark", [args.stopped, args.passed], True, 1130),
             ):
                 page = Path(folder) / f"{name}.html"
                 write_report(specs, page)
-                browser.open(page, width=WIDTH, height=HEIGHT, dark=dark)
+                browser.open(page, width=WIDTH, height=height, dark=dark)
                 browser.settle()
                 browser.screenshot(args.out / f"{name}.png", full=False)
                 print(args.out / f"{name}.png", (args.out / f"{name}.png").stat().st_size)

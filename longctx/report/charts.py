@@ -8,14 +8,14 @@ Sizes are in GB, times in seconds; `to` null means until the end.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from longctx.report.blocks import Chart
 from longctx.report.downsample import keep_indices
 from longctx.report.embed import pack, quantum_of
 from longctx.report.postmortem import LAST_SECONDS
-from longctx.report.text import count, duration, gb, number, plural, printable
+from longctx.report.text import count, duration, gb, number, per_second, plural, printable
 from longctx.report.timeline import Series, Timeline
 from longctx.report.verdict import Summary, part, prefilled, turns_of
 from longctx.units import GB
@@ -178,8 +178,7 @@ def tail_chart(summary: Summary, timeline: Timeline) -> Chart | None:
 
 def parts_chart(summary: Summary) -> Chart | None:
     """The predicted peak of every turn, stacked by cause, with the measured peak; None without parts."""
-    plan = part(summary, "plan").get("turns")
-    planned = [t for t in plan if isinstance(t, Mapping)] if isinstance(plan, list) else []
+    planned = turns_of(part(summary, "plan"))
     names = [name for turn in planned for name in part(turn, "parts")]
     order = [name for name in (*_PART_COLOURS, *names) if name in set(names)]
     order = list(dict.fromkeys(order))
@@ -248,10 +247,10 @@ def speed_points(summary: Summary, timeline: Timeline) -> tuple[list[int], list[
             elapsed = number(turn.get("prefill_s"))
             if tokens and context is not None and elapsed:
                 timed.append((int(context), int(tokens), elapsed))
-    enough = (
-        max((tokens for _, tokens, _ in timed), default=0) / 8
-    )  # short rests say little of speed
-    pairs = sorted((depth, tokens / s) for depth, tokens, s in timed if tokens >= enough)
+    # The short rest of a turn says little of speed.
+    enough = max((tokens for _, tokens, _ in timed), default=0) / 8
+    speeds = [(depth, per_second(tokens, s)) for depth, tokens, s in timed if tokens >= enough]
+    pairs = sorted((depth, speed) for depth, speed in speeds if speed is not None)
     depths, rates = [float(depth) for depth, _ in pairs], [speed for _, speed in pairs]
     keep = keep_indices(depths, rates, _MAX_STEPS) if pairs else []
     return [int(depths[i]) for i in keep], [round(rates[i], 2) for i in keep]

@@ -12,7 +12,7 @@ from longctx.report.many_page import many_sections, name_runs, pair_sentence
 from longctx.report.run_page import run_subtitle
 from longctx.report.text import gb, number, printable, seconds
 from longctx.report.timeline import Timeline, read_timeline
-from longctx.report.verdict import Summary, part
+from longctx.report.verdict import Summary, items, part, texts
 
 _RATIOS = {
     "wall": "Time",
@@ -27,7 +27,7 @@ def compare_page(data: Mapping[str, Any], folder: Path) -> Page:
     runs = name_runs(
         [(part(data, key), timeline_of(part(data, key), folder)) for key in ("a", "b")]
     )
-    checks = [check for check in data.get("checks") or [] if isinstance(check, Mapping)]
+    checks = items(data, "checks")
     failed = [check for check in checks if check.get("passed") is False]
     status = "failed" if failed else "passed" if checks else "neutral"
     word = "CHECK FAILED" if failed else "CHECKS PASSED" if checks else "COMPARISON"
@@ -70,7 +70,7 @@ def timeline_of(summary: Summary, folder: Path) -> Timeline:
 
 
 def _missing(runs: list[Run]) -> list[str]:
-    lines = [f"{run.letter}: {line}" for run in runs for line in run.summary.get("missing") or []]
+    lines = [f"{run.letter}: {line}" for run in runs for line in texts(run.summary, "missing")]
     lines += [
         f"{run.letter}: its events are not where the record says: no curve can be drawn"
         for run in runs
@@ -159,8 +159,7 @@ def _repeats(data: Mapping[str, Any]) -> list[Any]:
             seconds(run.get("wall_s")), gb(run.get("peak_used_bytes"), 3, unit=False),
         ]
         for side in ("a", "b")
-        for place, run in enumerate(runs.get(side) or [])
-        if isinstance(run, Mapping)
+        for place, run in enumerate(items(runs, side))
     ]  # fmt: skip
     if len(rows) <= 2:
         return []

@@ -12,7 +12,7 @@ from typing import Any
 
 from longctx.errors import UsageError
 from longctx.report.text import count, gb, number, per_second, printable, rate, seconds
-from longctx.report.verdict import STATUS_WORDS, Summary, judge, part, prefilled, turns_of
+from longctx.report.verdict import STATUS_WORDS, Summary, judge, part, prefilled, texts, turns_of
 
 TURN_COLUMNS = (
     "index", "kind", "new_tokens", "computed_tokens", "context_tokens", "prefill_s",
@@ -82,7 +82,7 @@ def run_markdown(summary: Summary) -> str:
     title = f"{summary.get('mode') or 'run'}, {count(config.get('target_tokens'))} tokens, {name}"
     lines = [f"**longctx: {verdict.word}** ({markdown(title)}). {markdown(verdict.sentence)}\n\n"]
     lines += [f"- {label}: {markdown(text)}\n" for label, text in verdict.rows]
-    missing = [line for line in summary.get("missing") or [] if isinstance(line, str)]
+    missing = texts(summary, "missing")
     lines += [f"- missing: {markdown(text)}\n" for text in missing]
     header = (
         "turn", "kind", "new tokens", "computed", "context", "prefill s", "tokens/s",
@@ -118,7 +118,11 @@ def run_prometheus(summary: Summary) -> str:
     gauges: list[tuple[str, str, Any]] = [
         ("exit_code", "Exit code of the run.", summary.get("exit_code")),
         ("context_tokens", "Tokens in the finished part.", summary.get("context_tokens")),
-        ("recall_passed", "1 if every secret was found.", None if passed is None else int(passed)),
+        (
+            "recall_passed",
+            "1 if every secret was found.",
+            None if passed is None else int(passed is True),
+        ),
         ("memory_baseline_bytes", "Pool usage before.", memory.get("baseline_used_bytes")),
         ("memory_peak_bytes", "Highest pool usage.", memory.get("peak_used_bytes")),
         ("memory_headroom_bytes", "Ceiling minus peak.", memory.get("headroom_bytes")),

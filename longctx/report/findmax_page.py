@@ -13,13 +13,13 @@ from longctx.report.run_facts import again_blocks
 from longctx.report.run_sections import error_of
 from longctx.report.runs import load_run
 from longctx.report.text import count, gb, number, printable, seconds
-from longctx.report.verdict import part
+from longctx.report.verdict import items, part, texts
 from longctx.units import GB
 
 
 def findmax_page(data: Mapping[str, Any], folder: Path) -> Page:
     """The page about one find-max document."""
-    trials = [trial for trial in data.get("trials") or [] if isinstance(trial, Mapping)]
+    trials = items(data, "trials")
     largest = number(data.get("largest_passing_tokens"))
     smallest = number(data.get("smallest_failing_tokens"))
     limited = printable(data.get("limited_by") or "nothing that was tried").replace("_", " ")
@@ -43,7 +43,7 @@ def findmax_page(data: Mapping[str, Any], folder: Path) -> Page:
         verdict=sentence,
         reason=f"Limited by {limited}." if data.get("limited_by") else "",
         missing=missing,
-        notes=[printable(note) for note in data.get("notes") or []],
+        notes=texts(data, "notes"),
         tiles=_tiles(data, trials, limited),
         sections=[s for s in _sections(facts, trials) if s.blocks],
         footer=f"Made by longctx from {printable(folder)}. Sizes are decimal: 1 GB = 10^9 bytes.",

@@ -19,6 +19,7 @@ from longctx.report.verdict import (
     judge,
     part,
     recall_text,
+    texts,
     turns_of,
 )
 
@@ -62,9 +63,7 @@ def many_page(runs: Sequence[Run]) -> Page:
         status="neutral",
         word="COMPARISON",
         verdict=sentence,
-        missing=[
-            f"{run.letter}: {line}" for run in runs for line in run.summary.get("missing") or []
-        ],
+        missing=[f"{run.letter}: {line}" for run in runs for line in texts(run.summary, "missing")],
         sections=[section for section in many_sections(runs) if section.blocks],
         footer="Made by longctx. Sizes are decimal: 1 GB = 10^9 bytes.",
     )

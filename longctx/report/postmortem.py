@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from longctx.report.text import count, duration, gb, number, printable
 from longctx.report.timeline import Series, Timeline, read_timeline
-from longctx.report.verdict import Summary, part
+from longctx.report.verdict import Summary, items, part, texts
 
 LAST_SECONDS = 10.0
 _SLOPE_SECONDS = 1.0
@@ -163,8 +162,8 @@ def _vanished(
 
 def _total(summary: Summary) -> float | None:
     name = part(summary, "limits").get("pool")
-    for pool in part(summary, "host").get("pools") or []:
-        if isinstance(pool, Mapping) and pool.get("name") == name:
+    for pool in items(part(summary, "host"), "pools"):
+        if pool.get("name") == name:
             return number(pool.get("total_bytes"))
     return None
 
@@ -181,6 +180,6 @@ def print_postmortem(run: Path, summary: Summary, console: Console) -> None:
     for place, (before_s, used) in enumerate(report.samples):
         label = "samples" if place == 0 else ""
         rows.append((label, f"{before_s:8.3f} s before the stop  {gb(used):>11}"))
-    missing: list[Any] = list(summary.get("missing") or [])
+    missing = texts(summary, "missing")
     rows += [("missing" if place == 0 else "", str(text)) for place, text in enumerate(missing)]
     print_pairs(console, rows)

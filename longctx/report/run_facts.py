@@ -9,7 +9,7 @@ from typing import Any
 
 from longctx.report.blocks import Code, Details, Pairs, Table
 from longctx.report.text import count, duration, gb, number, printable
-from longctx.report.verdict import Summary, part
+from longctx.report.verdict import Summary, items, part
 from longctx.units import format_bytes
 
 
@@ -21,13 +21,13 @@ def machine_blocks(summary: Summary) -> list[Any]:
         for name in host
         if name not in {"pools", "gpus", "pid"}
     ]
-    for pool in host.get("pools") or []:
+    for pool in items(host, "pools"):
         if isinstance(pool, Mapping):
             kind = printable(pool.get("kind") or "")
             rows.append(
                 (f"pool {printable(pool.get('name'), 24)}", f"{gb(pool.get('total_bytes'))} {kind}")
             )
-    for gpu in host.get("gpus") or []:
+    for gpu in items(host, "gpus"):
         if isinstance(gpu, Mapping):
             rows.append(("GPU", f"{printable(gpu.get('name'), 60)}, {gb(gpu.get('total_bytes'))}"))
     rows += [

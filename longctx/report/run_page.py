@@ -14,9 +14,12 @@ from longctx.report.verdict import (
     Summary,
     context_reached,
     headroom_bytes,
+    items,
     judge,
     part,
+    peak_turn,
     recall_text,
+    texts,
 )
 
 
@@ -24,7 +27,7 @@ def run_page(summary: Summary, timeline: Timeline) -> Page:
     """The whole page about one run; a cut-short record gives a page that says what is missing."""
     verdict = judge(summary)
     reason = next((text for label, text in verdict.rows if label in {"stopped", "reason"}), "")
-    missing = [str(line) for line in summary.get("missing") or []]
+    missing = texts(summary, "missing")
     return Page(
         title=run_title(summary),
         subtitle=run_subtitle(summary),
@@ -34,7 +37,7 @@ def run_page(summary: Summary, timeline: Timeline) -> Page:
         reason=reason[:1].upper() + reason[1:],
         tries=verdict.tries,
         missing=missing,
-        notes=[printable(line) for line in summary.get("warnings") or []],
+        notes=texts(summary, "warnings"),
         tiles=tiles(summary),
         meter=meter(summary),
         sections=[s for s in run_sections(summary, timeline) if s.blocks],
@@ -86,8 +89,8 @@ def tiles(summary: Summary) -> list[Tile]:
     """The key figures: peak, headroom, recall, prefill, decode, time."""
     memory, limits, speed = part(summary, "memory"), part(summary, "limits"), part(summary, "speed")
     recall, room = part(summary, "recall"), headroom_bytes(summary)
-    peak_turn = memory.get("peak_turn")
-    where = f"in turn {peak_turn}" if peak_turn is not None else "outside the turns"
+    top = peak_turn(summary)
+    where = f"in turn {top}" if top is not None else "outside the turns"
     known = number(memory.get("peak_used_bytes")) is not None
     scored = recall.get("scored") and recall.get("passed") is not None
     tone = ("good" if recall.get("passed") else "bad") if scored else "plain"
@@ -113,7 +116,7 @@ def tiles(summary: Summary) -> list[Tile]:
 
 
 def _found(recall: Mapping[str, Any]) -> str:
-    secrets = recall.get("secrets") or []
+    secrets = items(recall, "secrets")
     return f"{sum(bool(s.get('found')) for s in secrets)} of {len(secrets)} found"
 
 
@@ -122,8 +125,8 @@ def meter(summary: Summary) -> Meter | None:
     memory, limits = part(summary, "memory"), part(summary, "limits")
     name = limits.get("pool")
     total = None
-    for pool in part(summary, "host").get("pools") or []:
-        if isinstance(pool, Mapping) and pool.get("name") == name:
+    for pool in items(part(summary, "host"), "pools"):
+        if pool.get("name") == name:
             total = number(pool.get("total_bytes"))
     peak, ceiling = number(memory.get("peak_used_bytes")), number(limits.get("ceiling_bytes"))
     if not total or peak is None:

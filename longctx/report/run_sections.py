@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from longctx.report import charts
@@ -12,7 +11,7 @@ from longctx.report.postmortem import explain
 from longctx.report.run_facts import again_blocks, machine_blocks, settings_blocks
 from longctx.report.text import count, duration, gb, number, plural, printable, rate, seconds
 from longctx.report.timeline import Timeline
-from longctx.report.verdict import Summary, part, recall_text, turns_of
+from longctx.report.verdict import Summary, items, part, peak_turn, recall_text, stop_turn, turns_of
 
 
 def run_sections(summary: Summary, timeline: Timeline) -> list[Section]:
@@ -47,13 +46,13 @@ def memory_blocks(summary: Summary, timeline: Timeline) -> list[Any]:
 def pool_tables(summary: Summary) -> list[Any]:
     """Every pool with its peak and limits, where there is more than one."""
     memory, limits = part(summary, "memory"), part(summary, "limits")
-    pools = [pool for pool in memory.get("pools") or [] if isinstance(pool, Mapping)]
+    pools = items(memory, "pools")
     if len(pools) < 2:
         return []
-    by_name = {p.get("pool"): p for p in limits.get("pools") or [] if isinstance(p, Mapping)}
+    by_name = {str(p.get("pool")): p for p in items(limits, "pools")}
     rows = []
     for pool in pools:
-        limit = by_name.get(pool.get("pool"), {})
+        limit = by_name.get(str(pool.get("pool")), {})
         peak, ceiling = number(pool.get("peak_used_bytes")), number(limit.get("ceiling_bytes"))
         room = None if peak is None or ceiling is None else ceiling - peak
         sizes = (pool.get("baseline_used_bytes"), peak, limit.get("soft_bytes"), ceiling, room)
@@ -102,20 +101,15 @@ def turn_table(summary: Summary) -> Table:
             )  # fmt: skip
             cells += [_size(row[name]) for name in names]
         body.append(cells)
-    peak_turn, stop_turn = (
-        part(summary, "memory").get("peak_turn"),
-        part(summary, "guard").get("at_turn"),
-    )
-    places = {turn.get("index"): place for place, turn in enumerate(turns)}
+    places = {turn["index"]: place for place, turn in enumerate(turns) if turn["index"] is not None}
+    peak, stop = places.get(peak_turn(summary)), places.get(stop_turn(summary))
     return Table(
         "Turns; the turn of the peak stands out. Error: predicted over measured peak.",
         header,
         body,
         left=2,
-        strong=frozenset(
-            {places[peak_turn]} if peak_turn is not None and peak_turn in places else ()
-        ),
-        bad=frozenset({places[stop_turn]} if stop_turn is not None and stop_turn in places else ()),
+        strong=frozenset() if peak is None else frozenset({peak}),
+        bad=frozenset() if stop is None else frozenset({stop}),
     )
 
 
@@ -145,7 +139,7 @@ def peak_blocks(summary: Summary) -> list[Any]:
     blocks: list[Any] = [chart]
     if plan.get("cause"):
         blocks.append(Text(printable(plan["cause"])))
-    turns = [t for t in plan.get("turns") or [] if isinstance(t, Mapping) and part(t, "parts")]
+    turns = [t for t in turns_of(plan) if part(t, "parts")]
     top = max(turns, key=lambda turn: number(turn.get("predicted_peak_bytes")) or 0.0)
     total = number(top.get("predicted_peak_bytes"))
     rows = [
@@ -170,7 +164,7 @@ def _share(size: Any, total: float | None) -> str:
 def recall_blocks(summary: Summary) -> list[Any]:
     """Every secret with its depth and whether it was found, and the answer."""
     recall = part(summary, "recall")
-    secrets = [s for s in recall.get("secrets") or [] if isinstance(s, Mapping)]
+    secrets = items(recall, "secrets")
     if not secrets:
         return [Text(recall_text(summary)[:1].upper() + recall_text(summary)[1:] + ".", "quiet")]
     rows = [

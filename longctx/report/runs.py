@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from longctx.errors import UsageError
+from longctx.report.verdict import part, turns_of
 
 RUNS_FOLDER = Path("longctx-runs")
 _FILES = ("summary.json", "events.jsonl")
@@ -113,9 +114,9 @@ def missing_parts(run: Path, summary: dict[str, Any]) -> list[str]:
         lines.append("the start of the record: settings and machine are unknown")
     if summary.get("ended") is False:
         lines.append("the end of the run: totals stand for the part before the record ends")
-    for turn in summary.get("turns") or []:
-        if isinstance(turn, dict) and turn.get("complete") is False:
-            lines.append(f"turn {turn.get('index')}: it began and has no result")
-    if (summary.get("recall") or {}).get("answer") is None:
+    for turn in turns_of(summary):
+        if turn.get("complete") is False:
+            lines.append(f"turn {turn['index']}: it began and has no result")
+    if part(summary, "recall").get("answer") is None:
         lines.append("the answer: recall was not measured")
     return lines

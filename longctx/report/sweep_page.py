@@ -12,7 +12,7 @@ from longctx.report.blocks import Chart, Heat, Page, Section, Table, Tile
 from longctx.report.run_facts import again_blocks
 from longctx.report.runs import load_run
 from longctx.report.text import count, gb, number, printable, rate, seconds
-from longctx.report.verdict import Summary, part
+from longctx.report.verdict import Summary, items, part
 from longctx.units import GB, parse_tokens
 
 _AXES = (
@@ -46,7 +46,7 @@ class Cell:
 
 def sweep_page(data: Mapping[str, Any], folder: Path) -> Page:
     """The page about one sweep document."""
-    entries = [e for e in data.get("cells") or data.get("runs") or [] if isinstance(e, Mapping)]
+    entries = items(data, "cells") or items(data, "runs")
     configs = [_config(entry, folder) for entry in entries]
     names = _varying(entries, configs)
     cells = [

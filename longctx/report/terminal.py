@@ -12,7 +12,16 @@ from rich.table import Table
 from rich.text import Text
 
 from longctx.report.text import count, gb, gb_digits, per_second, printable, rate, seconds
-from longctx.report.verdict import Summary, judge, part, prefilled, turns_of
+from longctx.report.verdict import (
+    Summary,
+    judge,
+    part,
+    peak_turn,
+    prefilled,
+    stop_turn,
+    texts,
+    turns_of,
+)
 
 SHOWN_TURNS = 14  # a longer table keeps its head, its tail, the peak, and the turn of a stop
 _HEAD, _TAIL = 4, 6
@@ -86,11 +95,8 @@ class _Column:
 def turn_table(summary: Summary, console: Console) -> Table:
     """The turns as a table that fits the console's width: columns are left out, figures never cut."""
     turns = turns_of(summary)
-    peak_turn, stop_turn = (
-        part(summary, "memory").get("peak_turn"),
-        part(summary, "guard").get("at_turn"),
-    )
-    rows = _rows_to_show(turns, {peak_turn, stop_turn})
+    peak, stop = peak_turn(summary), stop_turn(summary)
+    rows = _rows_to_show(turns, {peak, stop})
     shown = [row for row in rows if not isinstance(row, int)]
     columns = _that_fit(_columns(shown, console.width), shown, console.width)
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
@@ -101,8 +107,8 @@ def turn_table(summary: Summary, console: Console) -> Table:
         if isinstance(row, int):
             table.add_row(_encodable(Text(f"  … {row} more", style="dim"), console))
             continue
-        style = "bold" if peak_turn is not None and row.get("index") == peak_turn else ""
-        if stop_turn is not None and row.get("index") == stop_turn:
+        style = "bold" if peak is not None and row["index"] == peak else ""
+        if stop is not None and row["index"] == stop:
             style = _BAD
         table.add_row(*(Text(column.render(row)) for column in columns), style=style)
     return table
@@ -189,9 +195,9 @@ def _print_verdict(summary: Summary, console: Console) -> None:
     print_pairs(console, [(verdict.word, verdict.sentence)], style)
     rows = list(verdict.rows)
     rows += [("try" if place == 0 else "", text) for place, text in enumerate(verdict.tries)]
-    notes = [printable(note) for note in summary.get("warnings") or [] if isinstance(note, str)]
+    notes = texts(summary, "warnings")
     rows += [("note" if place == 0 else "", text) for place, text in enumerate(notes)]
-    missing = [printable(line) for line in summary.get("missing") or [] if isinstance(line, str)]
+    missing = texts(summary, "missing")
     rows += [("missing" if place == 0 else "", text) for place, text in enumerate(missing)]
     rows.append(("record", _record_path(summary)))
     print_pairs(console, rows, "dim")

@@ -75,7 +75,7 @@ def duration(value: Any) -> str:
 def per_second(tokens: Any, duration_s: Any) -> float | None:
     """tokens / duration, None where either is unknown or the duration is zero."""
     amount, time = number(tokens), number(duration_s)
-    return amount / time if amount is not None and time else None
+    return number(amount / time) if amount is not None and time else None
 
 
 def printable(text: Any, limit: int | None = None, encoding: str = "utf-8") -> str:

@@ -80,8 +80,8 @@ class Timeline:
         """The pool that binds: the one of the summary's limits, or the one with most samples."""
         limits = summary.get("limits")
         name = limits.get("pool") if isinstance(limits, Mapping) else None
-        if name in self.pools:
-            return str(name)
+        if isinstance(name, str) and name in self.pools:
+            return name
         return max(self.pools, key=lambda pool: len(self.pools[pool].t_s), default=None)
 
 
@@ -192,7 +192,9 @@ def _recovered(timeline: Timeline, _event: dict[str, Any], t_s: float) -> None:
 
 
 def _run_ended(timeline: Timeline, event: dict[str, Any], t_s: float) -> None:
-    timeline.ended, timeline.status = True, event.get("status")
+    status = event.get("status")
+    timeline.ended = True
+    timeline.status = status if isinstance(status, str) else None
     if timeline.stop_s is None and timeline.status not in {"passed", "failed"}:
         timeline.stop_s = t_s
 

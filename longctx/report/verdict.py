@@ -56,10 +56,47 @@ def part(summary: Summary, name: str) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+def items(section: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    """The objects of a list; empty where the list is missing or is none."""
+    value = section.get(name)
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+
+
+def texts(section: Mapping[str, Any], name: str) -> list[str]:
+    """The texts of a list, printable; empty where the list is missing or is none."""
+    value = section.get(name)
+    return (
+        [printable(item) for item in value if isinstance(item, str)]
+        if isinstance(value, list)
+        else []
+    )
+
+
+def whole(value: Any) -> int | None:
+    """The value as an int; None for anything that is not a number."""
+    known = number(value)
+    return None if known is None else int(known)
+
+
+def word_of(section: Mapping[str, Any], name: str) -> str | None:
+    """A text of a section; None where it is missing or is none."""
+    value = section.get(name)
+    return value if isinstance(value, str) else None
+
+
 def turns_of(summary: Summary) -> list[Mapping[str, Any]]:
-    """The rows of `turns[]`; empty where there are none."""
-    value = summary.get("turns")
-    return [turn for turn in value if isinstance(turn, Mapping)] if isinstance(value, list) else []
+    """The rows of `turns[]`, their indices ints or None; empty where there are none."""
+    return [{**turn, "index": whole(turn.get("index"))} for turn in items(summary, "turns")]
+
+
+def peak_turn(summary: Summary) -> int | None:
+    """The turn of the highest usage; None outside the turns or where unknown."""
+    return whole(part(summary, "memory").get("peak_turn"))
+
+
+def stop_turn(summary: Summary) -> int | None:
+    """The turn that the guard stopped; None where it stopped none."""
+    return whole(part(summary, "guard").get("at_turn"))
 
 
 def prefilled(turn: Mapping[str, Any]) -> Any:
@@ -79,7 +116,7 @@ def context_reached(summary: Summary) -> float | None:
 
 def judge(summary: Summary) -> Verdict:
     """The verdict on a summary, also on one rebuilt from the events of a run that died."""
-    status = summary.get("status")
+    status = word_of(summary, "status")
     known = status if status in STATUS_WORDS and summary.get("ended") is not False else None
     rows = [
         ("recall", recall_text(summary)),
@@ -125,7 +162,7 @@ def recall_text(summary: Summary) -> str:
     if recall.get("scored") is False:
         random = part(summary, "model").get("random_weights")
         return "not scored: random weights cannot recall" if random else "not scored"
-    secrets = [entry for entry in recall.get("secrets") or [] if isinstance(entry, Mapping)]
+    secrets = items(recall, "secrets")
     found = sum(bool(entry.get("found")) for entry in secrets)
     text = f"{found} of {len(secrets)} {'secret' if len(secrets) == 1 else 'secrets'} found"
     if found == len(secrets) == 1:
@@ -139,7 +176,7 @@ def memory_text(summary: Summary) -> str:
     """Peak, its turn, ceiling and headroom of the pool that binds."""
     memory, limits = part(summary, "memory"), part(summary, "limits")
     peak, ceiling = number(memory.get("peak_used_bytes")), number(limits.get("ceiling_bytes"))
-    where = memory.get("peak_turn")
+    where = peak_turn(summary)
     words = [f"peak {gb(peak)}" + (f" (turn {where})" if where is not None else "")]
     words.append(f"ceiling {gb(ceiling)}")
     room = headroom_bytes(summary)
@@ -178,11 +215,11 @@ def time_text(summary: Summary) -> str:
 def stop_text(summary: Summary) -> str | None:
     """Who stopped the run, where and why; or the error's message; None for a run that went through."""
     guard, error = part(summary, "guard"), part(summary, "error")
-    stopped_by = guard.get("stopped_by")
+    stopped_by = word_of(guard, "stopped_by")
     if stopped_by:
         text = f"by {_STOPPED_BY.get(stopped_by, printable(stopped_by))}"
-        if guard.get("at_turn") is not None:
-            text += f" (turn {guard['at_turn']})"
+        if stop_turn(summary) is not None:
+            text += f" (turn {stop_turn(summary)})"
         reason = guard.get("reason")
         return f"{text}: {printable(reason)}" if reason else text
     message = error.get("message") or (
@@ -193,7 +230,7 @@ def stop_text(summary: Summary) -> str | None:
 
 def advice(summary: Summary) -> list[str]:
     """What to try after a run that did not go through, the most effective first; empty after a pass."""
-    status = summary.get("status")
+    status = word_of(summary, "status")
     if status in {"passed", None, "interrupted"} or summary.get("ended") is False:
         return []
     config, error = part(summary, "config"), part(summary, "error")
@@ -206,11 +243,11 @@ def advice(summary: Summary) -> list[str]:
         tries.append("--attention auto: fused attention keeps no score matrix")
     if str(config.get("prefill_step")) == "whole":
         tries.append("--prefill-step 1024: a step of 1,024 tokens, not of the whole prompt")
-    if config.get("mode") in {"reprefill", "nocache"}:
+    if word_of(config, "mode") in {"reprefill", "nocache"}:
         tries.append("--mode persistent: only a turn's own tokens are computed")
     if config.get("release") == "never":
         tries.append("--release turn: give the allocator's kept blocks back between turns")
-    if config.get("kv_dtype") not in {"int8", "fp8"}:
+    if word_of(config, "kv_dtype") not in {"int8", "fp8"}:
         tries.append("--kv-dtype int8: half the KV cache of a 16-bit one")
     return [*tries[:3], f"{plan_command(config)}: all changes, sorted by effect"]
 
