@@ -42,6 +42,8 @@ class _Level:
             else ("memory.limit_in_bytes", "memory.usage_in_bytes")
         )
         self._limit = KeptFile(folder / limit)
+        # Above memory.high a process is not refused but throttled until it hardly moves.
+        self._high = KeptFile(folder / "memory.high") if version == 2 else None
         self._usage = KeptFile(folder / usage)
         self._stat = KeptFile(folder / "memory.stat")
         self._inactive = "inactive_file" if version == 2 else "total_inactive_file"
@@ -49,12 +51,12 @@ class _Level:
     def limit_bytes(self) -> tuple[bool, int | None]:
         """(readable, limit); a limit of None means that the group sets none."""
         text = self._limit.read()
-        if text is not None and text.strip() == b"max":
-            return True, None
         value = parse_single(text)
-        if value is None:
+        if value is None and (text is None or text.strip() != b"max"):
             return False, None
-        return True, (None if value >= _UNLIMITED else value)
+        high = parse_single(self._high.read()) if self._high is not None else None
+        limits = [limit for limit in (value, high) if limit is not None and limit < _UNLIMITED]
+        return True, min(limits, default=None)
 
     def read(self, limit_bytes: int) -> GroupReading | None:
         usage = parse_single(self._usage.read())
@@ -74,8 +76,9 @@ class _Level:
         )
 
     def close(self) -> None:
-        for file in (self._limit, self._usage, self._stat):
-            file.close()
+        for file in (self._limit, self._high, self._usage, self._stat):
+            if file is not None:
+                file.close()
 
 
 class GroupProbe:

@@ -85,6 +85,15 @@ def test_a_version_2_limit_below_memtotal_is_the_pool(tmp_path: Path) -> None:
     assert sample.available_bytes == 11 * GIB
 
 
+def test_memory_high_counts_as_a_limit_because_it_throttles(tmp_path: Path) -> None:
+    root = make_root(tmp_path, 100 * GIB, 90 * GIB)
+    add_v2(root, "/box", {"/box": ("max", 3 * GIB, 0)})
+    (root / "sys/fs/cgroup/box/memory.high").write_text(f"{8 * GIB}\n")
+    probe = ProcProbe(root)
+    assert probe.pool.total_bytes == 8 * GIB
+    assert probe.read().available_bytes == 5 * GIB
+
+
 def test_the_tightest_level_of_a_nested_group_binds(tmp_path: Path) -> None:
     root = make_root(tmp_path, 100 * GIB, 90 * GIB)
     add_v2(
