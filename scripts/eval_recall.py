@@ -4,7 +4,7 @@ python scripts/eval_recall.py --device cpu --lengths 512 2048 --per-cell 3
 
 Every conversation is dealt by `TurnScript` and answered greedily by the engine, acknowledgements
 included; it counts if the answer is the secret and nothing else. JSON lines go to --json FILE
-(default: standard output), the table to standard error.
+(default: standard output), the table to standard error. The exit code is 4 after a miss.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from scripts.builtin.held_out import (
     HAYSTACKS,
     LANGUAGES,
     haystack_text,
-    held_out_secret,
 )
+from scripts.builtin.kinds import SECRET_KINDS
 
 LENGTHS = (512, 2048, 4096, 8192, 16_384, 32_768, 65_536)
 
@@ -66,11 +66,14 @@ class Case:
     texts: PromptTexts | None = None
 
 
-def cases(tokens: int, per_cell: int, seed: int, secret: str | None = None) -> Iterator[Case]:
+def cases(
+    tokens: int, per_cell: int, seed: int, secret: str | None = None, kind_of_secret: str = "groups"
+) -> Iterator[Case]:
     """`per_cell` cases for every language and depth; haystacks take turns, chunks are 64 to 16000.
 
     Args:
         secret: use this one; None draws a fresh one for every case.
+        kind_of_secret: a name of SECRET_KINDS.
     """
     rng = np.random.default_rng((seed, tokens))
     for language in LANGUAGES:
@@ -78,7 +81,7 @@ def cases(tokens: int, per_cell: int, seed: int, secret: str | None = None) -> I
             for i in range(per_cell):
                 kind = HAYSTACKS[i % len(HAYSTACKS)]
                 chunk = int(np.exp(rng.uniform(np.log(64), np.log(16_000))))
-                fresh = held_out_secret(rng)
+                fresh = SECRET_KINDS[kind_of_secret](rng)
                 # A hidden sentence must fit into a chunk: some of these take up to 90 bytes.
                 chunk = max(chunk, 96) if depth else chunk
                 start = int(rng.integers(len(haystack_text(kind))))
@@ -149,11 +152,13 @@ def main() -> int:
     parser.add_argument("--model", default="builtin")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--kv-dtype", default=None, help="of the cache: int8, fp8, bfloat16, ...")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS))
     parser.add_argument("--per-cell", type=int, default=21, help="per length, language and depth")
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--step", type=int, default=None, help="tokens of a prefill step")
     parser.add_argument("--secret", default=None, help=f"always this one, such as {DEFAULT_SECRET}")
+    parser.add_argument("--secret-kind", choices=SECRET_KINDS, default="groups")
     parser.add_argument("--inject-text", default=None, help="own text, with {secret} in it")
     parser.add_argument("--question-text", default=None, help="own question")
     parser.add_argument("--seconds", type=float, default=None, help="stop after this long")
@@ -163,14 +168,16 @@ def main() -> int:
     args = parser.parse_args()
     model = resolve_model(args.model)
     tokenizer = load_tokenizer(model.folder, model.shape.vocab)
-    engine = load_model(args.model, device=args.device, dtype=args.dtype)
+    engine = load_model(args.model, args.device, args.dtype, kv_dtype=args.kv_dtype)
     step = args.step or (4096 if args.device.startswith("cuda") else 512)
     rows: list[dict] = []
     began = time.monotonic()
     out = args.json.open("a") if args.json else sys.stdout
     with tempfile.TemporaryDirectory() as folder:
         for tokens in args.lengths:
-            for case in cases(tokens, args.per_cell, args.seed, args.secret):
+            dealt = list(cases(tokens, args.per_cell, args.seed, args.secret, args.secret_kind))
+            # Cells take turns, so that --seconds cuts them alike.
+            for case in (c for i in range(args.per_cell) for c in dealt[i :: args.per_cell]):
                 if args.seconds and time.monotonic() - began > args.seconds:
                     print("stopped by --seconds; totals are smaller than asked", file=sys.stderr)
                     break
@@ -178,6 +185,7 @@ def main() -> int:
                 own = {name: text for name, text in own.items() if text}
                 case = replace(case, texts=replace(TEXTS[case.language], **own))
                 row = hold(case, engine, tokenizer, Path(folder) / "haystack.txt", step)
+                row |= {"dtype": args.dtype, "kv_dtype": args.kv_dtype or args.dtype}
                 rows.append(row)
                 print(json.dumps(row, ensure_ascii=False), file=out, flush=True)
     engine.close()

@@ -95,7 +95,7 @@ def conversation(
     tokens: int, language: str, depth: float, kind: str, chunk: int, secret: str,
     rng: np.random.Generator,
 ) -> Conversation:  # fmt: skip
-    """A conversation of `tokens` ids (up to three fewer where a character would be cut)."""
+    """A conversation of `tokens` ids, fewer by what is too small for one more reference turn."""
     texts = TEXTS[language]
     inject = texts.inject.format(secret=secret)
     assistant = f"{IM_END}\n{IM_START}assistant\n"

@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 
+from longctx.engine import load_model
 from longctx.prompts import DEFAULT_SECRET
 from scripts.builtin.held_out import HAYSTACKS, LANGUAGES, conversation, held_out_secret
 from scripts.eval_recall import Case, cases, hold
@@ -29,6 +30,15 @@ def test_unseen_secrets_are_recalled_at_every_depth_in_both_languages(
     wrong = [row for row in rows if not row["exact"]]
     assert not wrong
     assert sum(row["odd_acknowledgements"] for row in rows) == 0
+
+
+@pytest.mark.parametrize("kv_dtype", ["int8", "fp8", "bfloat16"])
+def test_unseen_secrets_are_recalled_out_of_a_small_cache(kv_dtype, tokenizer, tmp_path):
+    small = load_model("builtin", device="cpu", dtype="float32", kv_dtype=kv_dtype)
+    rows = [held(case, small, tokenizer, tmp_path) for case in cases(1024, per_cell=1, seed=SEED)]
+    small.close()
+    assert len(rows) == 10
+    assert not [row for row in rows if not row["exact"]]
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
