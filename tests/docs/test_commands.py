@@ -133,14 +133,13 @@ def test_the_commands_of_a_page_work_as_typed(page: Path, tmp_path: Path) -> Non
             assert squeezed(line).strip() in squeezed(said), f"{where}\nnot in it: {line!r}"
 
 
-PENDING = {"docs/benchmarks.md"}  # written with the measurements that it holds
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target, _ in LINK.findall(page.read_text("utf-8")):
-        if re.match(r"[a-z]+:", target) or target in PENDING:
+        if re.match(r"[a-z]+:", target):
             continue
         assert (page.parent / target).exists(), f"{page}: {target}"
 
@@ -151,7 +150,7 @@ FILE = re.compile(r"`((?:scripts|configs|longctx|tests)/[\w./-]+\.\w+)`")
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_files_that_the_pages_name_exist(page: Path) -> None:
     for target in FILE.findall(page.read_text("utf-8")):
-        assert (ROOT / target).exists() or target in PENDING, f"{page}: {target}"
+        assert (ROOT / target).exists(), f"{page}: {target}"
 
 
 def test_marks_and_indented_commands_are_seen(
