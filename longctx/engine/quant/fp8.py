@@ -140,15 +140,15 @@ class Fp8Linear(PackedLinear):
             ]
         return found + self._bias_slots()
 
-    def dequantize_into(self, start: int, target: torch.Tensor) -> None:
-        if self._kernels is not None:
-            from longctx.engine.quant import kernels
+    def dequantize_by_kernel(self, start: int, target: torch.Tensor) -> None:
+        from longctx.engine.quant import kernels
 
-            rows = slice(start, start + len(target))
-            kernels.fp8_dequantize(
-                self.weight[rows], self.scale, self.scale_row[rows], self.block_columns, target
-            )
-            return
+        rows = slice(start, start + len(target))
+        kernels.fp8_dequantize(
+            self.weight[rows], self.scale, self.scale_row[rows], self.block_columns, target
+        )
+
+    def dequantize_plainly(self, start: int, target: torch.Tensor) -> None:
         for source, at, count in row_chunks(start, len(target), self.in_features):
             rows = slice(source, source + count)
             scale = self.scale[self.scale_row[rows]]

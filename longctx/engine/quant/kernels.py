@@ -113,7 +113,7 @@ def _run(
     extras: Extras,
 ) -> None:
     config = extras.config
-    if config is None and extras.flush is not None:
+    if config is None and extras.flush is not None and result.is_cuda:
         trial = torch.empty_like(result)  # a timed run must not touch what the caller gave
         config = _tuner.choose(key, lambda c: launch(c, trial, None), extras.flush)
     launch(config or _tuner.known(key), result, extras.residual)

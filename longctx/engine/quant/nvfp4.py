@@ -76,15 +76,15 @@ class Nvfp4Linear(PackedLinear):
             ]
         return found + self._bias_slots()
 
-    def dequantize_into(self, start: int, target: torch.Tensor) -> None:
-        if self._kernels is not None:
-            from longctx.engine.quant import kernels
+    def dequantize_by_kernel(self, start: int, target: torch.Tensor) -> None:
+        from longctx.engine.quant import kernels
 
-            rows = slice(start, start + len(target))
-            kernels.nvfp4_dequantize(
-                self.packed[rows], self.scale[rows], self.global_scale[rows], self.divide, target
-            )
-            return
+        rows = slice(start, start + len(target))
+        kernels.nvfp4_dequantize(
+            self.packed[rows], self.scale[rows], self.global_scale[rows], self.divide, target
+        )
+
+    def dequantize_plainly(self, start: int, target: torch.Tensor) -> None:
         for source, at, count in row_chunks(start, len(target), self.in_features):
             rows = slice(source, source + count)
             target[at : at + count] = nvfp4_dequantize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -17,6 +18,7 @@ CPU_SCRATCH_BYTES = 32 * MIB
 CHUNK_ELEMENTS = 1 << 20
 # More rows than this amortise a dequantised layer better than a kernel that unpacks for each row.
 DECODE_ROWS = 4
+CHECK_ROWS = 64
 
 
 class Scratch:
@@ -102,6 +104,17 @@ class PackedLinear(Linear):
 
     def dequantize_into(self, start: int, target: torch.Tensor) -> None:
         """Write the weights of output rows start .. start + len(target) into target [rows, in]."""
+        if self._kernels is None:
+            self.dequantize_plainly(start, target)
+        else:
+            self.dequantize_by_kernel(start, target)
+
+    def dequantize_plainly(self, start: int, target: torch.Tensor) -> None:
+        """As `dequantize_into`, by PyTorch's own operations, in chunks."""
+        raise NotImplementedError
+
+    def dequantize_by_kernel(self, start: int, target: torch.Tensor) -> None:
+        """As `dequantize_into`, by one kernel."""
         raise NotImplementedError
 
     def decode_rows(
@@ -127,8 +140,21 @@ class PackedLinear(Linear):
             self.decode_rows(row[None], out[None], None if residual is None else residual[None])
 
     def prepare(self) -> None:
-        if self._kernels is not None:
-            self.decode_rows(torch.zeros(1, self.in_features, dtype=self.dtype, device=self.device))
+        """Compile and time the kernels for this size, and see that they compute what they should.
+
+        Where they do not (no C compiler for Triton, a device that it does not know, a wrong
+        result), this layer dequantises with PyTorch alone, and a warning says so.
+        """
+        if self._kernels is None:
+            return
+        problem = kernel_problem(self)
+        if problem is not None:
+            self._kernels = None
+            warnings.warn(
+                f"{self.names[0]}: the kernels for packed weights are not used: {problem}. "
+                "Decoding dequantises every layer for every token, which is slower.",
+                stacklevel=2,
+            )
 
     def dequantize(self) -> torch.Tensor:
         """All weights [out, in] in the activations' dtype: a whole copy, for tests."""
@@ -158,6 +184,34 @@ class PackedLinear(Linear):
         if self.bias is not None:
             out += self.bias
         return out.view(*x.shape[:-1], self.out_features)
+
+
+def kernel_problem(layer: PackedLinear) -> str | None:
+    """Why the kernels cannot be trusted with this layer, or None: its first rows are compared."""
+    rows = min(layer.out_features, CHECK_ROWS)
+    shape = (rows, layer.in_features)
+    x = torch.arange(layer.in_features, device=layer.device).mul(0.37).sin()[None].to(layer.dtype)
+    plain = torch.empty(shape, dtype=layer.dtype, device=layer.device)
+    exact = torch.empty(shape, dtype=torch.float32, device=layer.device)
+    layer.dequantize_plainly(0, plain)
+    layer.dequantize_plainly(0, exact)
+    try:
+        by_kernel = torch.empty_like(plain)
+        layer.dequantize_by_kernel(0, by_kernel)
+        found = layer.decode_rows(x)[0, :rows].double()
+    except Exception as error:  # a compiler fails in many ways of its own
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        return f"they fail here ({first[0][:200]})"
+    if not torch.equal(by_kernel, plain):
+        return "they unpack weights wrongly on this device"
+    expected = exact.double() @ x[0].double()
+    room = exact.abs().double() @ x[0].abs().double() * 1e-5 + expected.abs() * 2**-7
+    if layer.bias is not None:
+        expected = expected + layer.bias[:rows].double()
+        room = room + layer.bias[:rows].abs().double() * 2**-7
+    if bool(((found - expected).abs() > room).any()):
+        return "they multiply wrongly on this device"
+    return None
 
 
 def _kernels_for(device: torch.device) -> object | None:

@@ -6,6 +6,7 @@ As a script (`TRITON_INTERPRET=1 python kernel_cases.py`) it runs all cases on t
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -110,6 +111,35 @@ def fp8_case(
     assert torch.equal(target, full.to(target.dtype))
 
 
+def layer_case(device: str, weight_format: str, bias: bool) -> None:
+    """A layer trusts kernels that agree with the formulas, and no others."""
+    from longctx.engine.loading import fill_random
+    from longctx.engine.quant import LinearFactory, kernels
+    from longctx.engine.quant.packed import PackedLinear
+
+    factory = LinearFactory(None, torch.float32, torch.device(device), weight_format)
+    layer = factory.make([("q", 40), ("k", 24)], 256, bias)
+    assert isinstance(layer, PackedLinear)
+    fill_random(layer.slots())
+    layer._kernels = kernels
+    layer.prepare()
+    assert layer._kernels is kernels
+    row = torch.randn(256, generator=torch.Generator().manual_seed(3)).to(device)
+    stream = torch.ones(64, device=device)
+    layer.write_to(row, stream, residual=stream)
+    added = torch.ones(1, 64) if layer.bias is None else layer.bias[None] + 1
+    close(stream[None], row[None], layer.dequantize(), added)
+
+    right = layer.decode_rows
+    layer.decode_rows = lambda x, *rest: right(x * 1.1, *rest)  # type: ignore[method-assign]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        layer.prepare()
+    assert layer._kernels is None
+    assert "multiply wrongly" in str(caught[0].message)
+    close(layer(row[None]), row[None], layer.dequantize(), layer.bias)
+
+
 def small_cases() -> Iterator[tuple[str, tuple]]:
     """(function name, arguments after the device): odd sizes, every branch."""
     for divide in (False, True):
@@ -119,6 +149,8 @@ def small_cases() -> Iterator[tuple[str, tuple]]:
         yield "nvfp4_case", (1, 33, 2064, divide, torch.bfloat16, False, (8, 64, 2))
     yield "fp8_case", (1, 200, 312, 128, torch.bfloat16, True)
     yield "fp8_case", (4, 130, 640, 128, torch.float32, False)
+    for weight_format in ("nvfp4", "fp8"):
+        yield "layer_case", (weight_format, weight_format == "fp8")
     yield "fp8_case", (2, 9, 24, 24, torch.float16, True)
 
 
