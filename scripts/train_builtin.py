@@ -25,7 +25,9 @@ import math
 import multiprocessing as mp
 import queue
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,7 +73,8 @@ def draw_batch(source: Conversations, stratum: int, largest_now: int, tokens: in
     return make_batch(source, max(1, tokens // length), length, tail, MAX_POSITION)
 
 
-def produce(pools: Pools, seed: int, stratum: int, largest_now, tokens: int, out) -> None:
+def produce(pools: Pools, seed: int, stratum: int, largest_now: Any, tokens: int, out: Any) -> None:
+    """A data worker: puts batches on the queue `out` until it is terminated."""
     torch.set_num_threads(1)
     source = Conversations(pools, seed)
     while True:
@@ -80,7 +83,7 @@ def produce(pools: Pools, seed: int, stratum: int, largest_now, tokens: int, out
 
 def loss_of(
     model: RecallModel, batch: Batch, device: torch.device, dtype: torch.dtype, language: float
-):
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Weighted cross entropy; exact rows [rows] and per-row length for the running log."""
     ids = torch.from_numpy(batch.ids.astype(np.int32)).to(device, non_blocking=True)
     rows = torch.from_numpy(batch.rows).to(device, non_blocking=True)
@@ -109,7 +112,7 @@ def loss_of(
     return loss, (misses == 0).float().mean()
 
 
-def start_workers(args: argparse.Namespace, pools: Pools, largest_now) -> tuple[list, list]:
+def start_workers(args: argparse.Namespace, pools: Pools, largest_now: Any) -> tuple[list, list]:
     """Processes that draw batches, and one queue of them per third of the lengths.
 
     They fork before CUDA starts: a forked CUDA context is unusable.
@@ -148,7 +151,7 @@ class Log:
         self.file = path.open("a")
         self.window: dict[int, list[torch.Tensor]] = {}
 
-    def write(self, **fields) -> None:
+    def write(self, **fields: Any) -> None:
         line = json.dumps(fields)
         self.file.write(line + "\n")
         self.file.flush()
@@ -158,7 +161,7 @@ class Log:
         bucket = 2 ** round(math.log2(tokens))
         self.window.setdefault(bucket, []).append(torch.stack((loss.detach(), exact)))
 
-    def step(self, **fields) -> None:
+    def step(self, **fields: Any) -> None:
         """A line with loss and exact answers per length (rounded to a power of two)."""
         means = {k: torch.stack(v).mean(0).tolist() for k, v in sorted(self.window.items())}
         self.window = {}
@@ -174,7 +177,11 @@ def save_state(model: RecallModel, optimizer: torch.optim.Optimizer, path: Path)
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)
 
 
-def optimise(args, model, optimizer, device, dtype, log, next_batch, largest_now) -> None:
+def optimise(
+    args: argparse.Namespace, model: RecallModel, optimizer: torch.optim.Optimizer,
+    device: torch.device, dtype: torch.dtype, log: Log, next_batch: Callable[[int], Batch],
+    largest_now: Any,
+) -> None:  # fmt: skip
     """The training loop: until --seconds are over or --steps are made."""
     started, step, seen, waited = time.monotonic(), 0, 0, 0.0
     next_log = next_save = started

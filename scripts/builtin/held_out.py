@@ -135,8 +135,8 @@ def conversation(
         inside = line if line and inside - line < 200 and depth < 1.0 else inside
         bodies[turn] = bodies[turn][:inside] + note + bodies[turn][inside:]
     middle: list[tuple[str, bool]] = []
-    for n, body in enumerate(bodies, 1):
-        middle.append((user + texts.reference.format(n=n, text=body) + assistant, False))
+    for number, text in enumerate(bodies, 1):
+        middle.append((user + texts.reference.format(n=number, text=text) + assistant, False))
         middle.append(("O", True))
         middle.append((close, False))
     return Conversation((language, depth, kind), chunk, secret, tuple(start + middle + end))

@@ -207,7 +207,8 @@ def initialise(model: RecallModel, seed: int, offsets: bool = True) -> None:
         weight.copy_(torch.randn(weight.shape, generator=generator) * std)
 
     normal(model.model.embed_tokens.weight, 0.1)
-    for layer in model.model.layers:
+    layers = [layer for layer in model.model.layers if isinstance(layer, Layer)]
+    for layer in layers:
         a, m = layer.self_attn, layer.mlp
         for projection in (a.q_proj, a.k_proj, a.v_proj, m.gate_proj, m.up_proj):
             normal(projection.weight, c.hidden**-0.5)
@@ -222,7 +223,7 @@ def initialise(model: RecallModel, seed: int, offsets: bool = True) -> None:
     share = torch.where(frequency > 1e-5, frequency**0.25, torch.zeros(()))
     size = (share / share.sum() * c.head_dim).sqrt() / constant
     group = c.query_heads // c.kv_heads
-    for layer, distances in zip(model.model.layers, INITIAL_OFFSETS, strict=False):
+    for layer, distances in zip(layers, INITIAL_OFFSETS, strict=False):
         a = layer.self_attn
         for head, distance in enumerate(distances):
             if distance is None:
