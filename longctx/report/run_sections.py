@@ -171,7 +171,7 @@ def recall_blocks(summary: Summary) -> list[Any]:
         (
             printable(s.get("expected", "n/a"), 120),
             _depth(s.get("depth")),
-            "yes" if s.get("found") else "no",
+            ("yes" if s.get("found") else "no") if recall.get("scored") else "n/a",
         )
         for s in secrets
     ]

@@ -138,8 +138,8 @@ def _sentence(summary: Summary, status: str | None) -> str:
     if reached is not None and target and reached < target * 0.999:
         length = f"{count(reached)} of {count(target)} tokens"
     if status == "passed":
-        recalled = ", recalled the secret" if part(summary, "recall").get("passed") else ""
-        return f"Held {length}{recalled}, and stayed below the ceiling."
+        recalled = ", recalled the secret," if part(summary, "recall").get("passed") else ""
+        return f"Held {length}{recalled} and stayed below the ceiling."
     if status == "stopped" and part(summary, "guard").get("stopped_by") == "plan":
         return "Refused before loading: by the plan it would pass the ceiling."
     sentences = {
