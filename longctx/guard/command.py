@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import time
 
 from longctx.errors import LongctxError
@@ -45,6 +46,7 @@ class CommandGuard:
         self._child: Launched | None = None
         self._hard: str | None = None
         self._soft_at: float | None = None
+        self._warned_at: float | None = None
         self._signalled_at: float | None = None
         self._killed_at: float | None = None
         self._begin = time.monotonic()
@@ -151,11 +153,20 @@ class CommandGuard:
             if blind is not None and self._hard is None:
                 self._hard = blind
                 self._kill(child)
+            self._warn()
             self._after_grace(watch, child)
+
+    def _warn(self) -> None:
+        """Say once, from the main thread, that the soft limit was passed."""
+        if self._soft_at is None or self._warned_at == self._soft_at:
+            return
+        self._warned_at = self._soft_at
+        self._say(f"longctx guard: soft limit passed: {self.outcome.soft_reason}")
+        self._event("guard", action="warned", reason=self.outcome.soft_reason)
 
     def _patience(self) -> float:
         if self._signalled_at is None:
-            return 0.05 if self._soft_at is not None and self._options.soft_signal else _TICK_S
+            return _TICK_S
         return max(
             min(self._signalled_at + self._options.grace_s - time.monotonic(), _TICK_S), 0.01
         )
@@ -214,10 +225,10 @@ class CommandGuard:
         )
 
     def _on_soft(self, reason: str) -> None:
-        self._soft_at = time.monotonic()
+        # Nothing is printed here: a terminal that does not read must not stop the sampling.
         self.outcome.soft_reason = reason
-        self._say(f"longctx guard: soft limit passed: {reason}")
-        self._event("guard", action="warned", reason=reason)
+        self._soft_at = time.monotonic()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGCHLD)
 
     def _on_hard(self, reason: str) -> None:
         self._hard = reason
@@ -238,6 +249,7 @@ class CommandGuard:
     def _finish(self, status: int, watch: Watch, probes: list[Probe]) -> None:
         outcome, child = self.outcome, self._child
         assert child is not None
+        self._warn()
         own_code = os.waitstatus_to_exitcode(status)
         if self._hard is not None:
             outcome.reason = self._hard

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import threading
 import time
 from collections import deque
@@ -22,14 +23,16 @@ _SECOND_LOOK_S = 0.3
 class Watch:
     """Samples all pools until stopped; any failure of its own counts as a hard stop.
 
-    `on_hard` and `on_soft` run in this thread before `on_sample`, so a slow or failing record
-    cannot delay them; `on_hard` must return at once. Each is called once until `rearm`.
+    `on_hard` and `on_soft` run in the sampling thread and must return at once; each is called once
+    until `rearm`. `on_sample` runs in a second thread: a disk or a terminal that blocks delays the
+    record, never the next look at memory.
 
     Args:
         probes: the pools to read.
         limits: the limits of some or all of them, matched by pool name; a pool without limits is
             sampled and recorded only.
-        on_sample: called with every sample and what was decided.
+        on_sample: called with every sample and what was decided, in order; if it raises, that is
+            a failure of the guard.
         on_soft, on_hard: called with the reason.
         interval: bounds of the sampling interval, in seconds.
         settings: everything else; `interval` overrides its bounds.
@@ -58,6 +61,8 @@ class Watch:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._outbox: queue.SimpleQueue[tuple[Sample, Action] | None] = queue.SimpleQueue()
+        self._deliverer: threading.Thread | None = None
         self._peak: dict[str, int | None] = dict.fromkeys(self._history)
         self._peak_ever: dict[str, int | None] = dict.fromkeys(self._history)
         self._soft_called = self._hard_called = False
@@ -70,14 +75,21 @@ class Watch:
 
     def start(self) -> None:
         """Begin sampling; the first round happens at once, in the thread."""
+        self._deliverer = threading.Thread(
+            target=self._deliver, name="longctx-samples", daemon=True
+        )
         self._thread = threading.Thread(target=self._run, name="longctx-watch", daemon=True)
+        self._deliverer.start()
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread and wait for it; the probes stay open."""
+        """End the thread, deliver what was sampled, and wait for both; the probes stay open."""
         self._stop.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(5.0)
+        for thread in (self._thread, self._deliverer):
+            if thread is not None and thread is not threading.current_thread():
+                thread.join(5.0)
+            if thread is self._thread:
+                self._outbox.put(None)
 
     def rearm(self) -> None:
         """Let the callbacks be called again (after a recovery, or for a new worker)."""
@@ -119,6 +131,8 @@ class Watch:
     def sample_now(self) -> list[Sample]:
         """A fresh sample of every pool, from any thread; judged, counted and passed on as any other."""
         judged, _ = self._sample_all()
+        for sample, action in judged:
+            self._on_sample(sample, action)
         return [sample for sample, _ in judged]
 
     def reset_peak(self) -> dict[str, int | None]:
@@ -131,19 +145,25 @@ class Watch:
         return peaks
 
     def round(self) -> float:
-        """One round over all pools; returns the interval until the next.
+        """One round over all pools, with every callback in this thread; the interval until the next.
 
-        Public for tests and for callers that sample without a thread.
+        For callers that sample without a thread.
         """
+        judged, interval = self._round()
+        for sample, action in judged:
+            self._on_sample(sample, action)
+        return interval
+
+    def _round(self) -> tuple[list[tuple[Sample, Action]], float]:
         now = time.monotonic()
         if self._last_round is not None:
             self.gap_max_s = max(self.gap_max_s, now - self._last_round)
         if self._due is not None:
             self.late_max_s = max(self.late_max_s, now - self._due)
         self._last_round = now
-        _, interval = self._sample_all()
+        judged, interval = self._sample_all()
         self.samples += 1
-        return interval
+        return judged, interval
 
     def _sample_all(self) -> tuple[list[tuple[Sample, Action]], float]:
         interval = self.settings.interval_max_s
@@ -160,8 +180,6 @@ class Watch:
             self._act(action)
             interval = min(interval, action.next_interval_s)
             judged.append((sample, action))
-        for sample, action in judged:
-            self._on_sample(sample, action)
         return judged, interval
 
     def _note(self, sample: Sample) -> None:
@@ -184,10 +202,19 @@ class Watch:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -10)
         try:
             while not self._stop.is_set():
-                interval = self.round()
-                # The interval counts from the start of the round: slow callbacks do not add to it.
+                judged, interval = self._round()
+                for entry in judged:
+                    self._outbox.put(entry)
+                # The interval counts from the start of the round: a slow probe does not add to it.
                 self._due = (self._last_round or time.monotonic()) + interval
                 self._stop.wait(max(self._due - time.monotonic(), 0.0))
+        except BaseException as error:
+            self._fail(error)
+
+    def _deliver(self) -> None:
+        try:
+            while (entry := self._outbox.get()) is not None:
+                self._on_sample(*entry)
         except BaseException as error:
             self._fail(error)
 

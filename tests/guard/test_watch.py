@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -181,20 +182,36 @@ def test_an_unreadable_pool_stops_the_worker_after_a_few_reads() -> None:
 
 
 def test_gaps_and_lateness_are_measured() -> None:
-    calls = Calls()
+    class Slow(Script):
+        def read(self) -> Sample:
+            if len(self.readings) == 2:
+                time.sleep(0.2)
+            return super().read()
 
-    def slow(*_: object) -> None:
-        if len(calls.seen) == 0:
-            calls.seen.append(("slow", None))
-            time.sleep(0.2)
-
-    it = watch(Script(10), calls, on_sample=slow)
+    it = watch(Slow(10, 10, 10, 10), Calls())
     it.start()
     until(lambda: it.samples > 5)
     it.stop()
     assert it.gap_max_s >= 0.2
     assert it.late_max_s >= 0.15
     assert it.check() is None, "a stopped guard is not a blind one"
+
+
+def test_a_record_that_blocks_delays_no_look_at_memory() -> None:
+    """As a disk that flushes for long, or a terminal that nobody reads."""
+    free, calls = threading.Event(), Calls()
+
+    def blocked(sample: Sample, action: Action) -> None:
+        free.wait(20)
+        calls.sample(sample, action)
+
+    it = watch(Script(*[10] * 40, 90), calls, on_sample=blocked)
+    it.start()
+    until(lambda: "hard" in calls.names())  # the kill does not wait for the record
+    assert "sample" not in calls.names()
+    free.set()
+    it.stop()
+    assert calls.names().count("sample") == it.samples, "and every sample was delivered in the end"
 
 
 def test_the_blind_guard_is_seen_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
