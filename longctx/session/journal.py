@@ -67,9 +67,15 @@ def record_model(recorder: Recorder, script: Script, settings: PlanSettings) -> 
 
 
 def record_plan(
-    recorder: Recorder, predictions: list[TurnPrediction], over: TurnPrediction | None
+    recorder: Recorder,
+    predictions: list[TurnPrediction],
+    over: TurnPrediction | None,
+    cause: str | None,
 ) -> None:
-    """The `plan` event; `fits` is None where the pool could not be read and nothing is predicted."""
+    """The `plan` event: `cause` says what the peak is made of.
+
+    `fits` is None where the pool could not be read and nothing is predicted.
+    """
     peak = max(predictions, key=lambda p: p.predicted_peak_bytes, default=None)
     recorder.event(
         "plan",
@@ -77,6 +83,7 @@ def record_plan(
         peak_bytes=peak.predicted_peak_bytes if peak else None,
         fits=over is None if predictions else None,
         first_turn_over=over.index if over else None,
+        cause=cause,
     )
 
 

@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 from longctx.config import RunConfig
 from longctx.errors import MemoryStop
+from longctx.plan.cause import cause_of
+from longctx.plan.ladder import Ladder
 from longctx.plan.predict import PlanSettings, TurnPrediction
 from longctx.record import Recorder
 from longctx.session.journal import record_plan
 from longctx.session.prepare import Machine, Script, predict
 from longctx.session.screen import Screen
-from longctx.units import format_bytes
+from longctx.units import format_bytes, format_tokens
 
 
 class PlanRefused(MemoryStop):
@@ -44,7 +46,8 @@ def check_plan(
     limits = machine.limits[machine.main]
     peak = max(predictions, key=lambda p: p.predicted_peak_bytes, default=None)
     over = next((p for p in predictions if p.predicted_peak_bytes >= limits.ceiling_bytes), None)
-    record_plan(recorder, predictions, over)
+    cause = cause_of(over or peak, settings, over is None) if peak else None
+    record_plan(recorder, predictions, over, cause)
     screen.plan(
         len(script.planned),
         peak.predicted_peak_bytes if peak else None,
@@ -52,25 +55,35 @@ def check_plan(
     )
     if over is None:
         return predictions
-    reason = _reason(over, limits.pool.name, limits.ceiling_bytes)
+    reason = f"{cause}; the ceiling of {limits.pool.name} is {format_bytes(limits.ceiling_bytes)}"
     if not config.force:
         raise PlanRefused(
             f"Refused before loading: {reason}.",
-            hint="`longctx plan` with the same flags says what would fit; --force tries anyway, "
-            "under the guard.",
+            hint=f"{_what_fits(config, script, over, settings, limits.ceiling_bytes)}; `longctx plan` "
+            "with the same flags says what else would; --force tries anyway, under the guard.",
             turn=over.index,
         )
     warn(f"--force: {reason}. The guard stays on.")
     return predictions
 
 
-def _reason(over: TurnPrediction, pool: str, ceiling_bytes: int) -> str:
-    name, size = max(
-        ((name, size) for name, size in over.parts.items() if name != "baseline"),
-        key=lambda part: part[1],
+def _what_fits(
+    config: RunConfig,
+    script: Script,
+    over: TurnPrediction,
+    settings: PlanSettings,
+    ceiling_bytes: int,
+) -> str:
+    """The largest target that the plan lets fit with these settings, in words."""
+    ladder = Ladder(
+        script.model.shape,
+        settings,
+        config.chunk_tokens,
+        ceiling_bytes,
+        over.parts["baseline"],
+        over.parts["process"],
     )
-    return (
-        f"turn {over.index} would need {format_bytes(over.predicted_peak_bytes)} of {pool}, over "
-        f"the ceiling of {format_bytes(ceiling_bytes)}; the largest part is "
-        f"{name.replace('_', ' ')}: {format_bytes(size)}"
-    )
+    largest = ladder.largest(ceiling_bytes, config.target_tokens - 1)
+    if largest is None:
+        return "No target fits with these settings"
+    return f"With these settings {format_tokens(largest)} tokens fit"
