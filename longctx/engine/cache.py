@@ -58,9 +58,13 @@ class KvCache:
 
     @property
     def bytes(self) -> int:
-        """Bytes that the cache holds now, scales and read scratch included."""
-        held = (self.block, self.scales, self._scratch)
-        return sum(t.numel() * t.element_size() for t in held if t is not None)
+        """Bytes of the stored keys and values, scales included."""
+        return sum(t.nbytes for t in (self.block, self.scales) if t is not None)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of the scratch that a packed cache is read through; 0 for others."""
+        return 0 if self._scratch is None else self._scratch.nbytes
 
     @property
     def keys(self) -> torch.Tensor:

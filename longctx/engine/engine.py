@@ -70,6 +70,11 @@ class Engine:
         """Bytes of the weights in memory."""
         return self.model.weight_bytes
 
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes kept beside weights and cache for reading packed ones, reserved once."""
+        return self.model.scratch_bytes + self.cache.scratch_bytes
+
     def reserve(self, tokens: int) -> None:
         """Makes room for `tokens` tokens in all; kept tokens stay. Never shrinks.
 

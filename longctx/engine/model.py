@@ -105,6 +105,11 @@ class Model:
         plain = sum(s.target.numel() * s.target.element_size() for s in self._slots)
         return plain + sum(linear.weight_bytes for linear in self.linears())
 
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of the scratch that all packed matrices are dequantised into."""
+        return self._factory.scratch_bytes
+
     def _tensor(
         self, name: str, size: tuple[int, ...], fill: str | float = "normal"
     ) -> torch.Tensor:

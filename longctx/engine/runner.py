@@ -127,6 +127,7 @@ class Worker:
             load_s=time.perf_counter() - began,
             weight_bytes=engine.weight_bytes,
             kv_bytes=cache.bytes,
+            scratch_bytes=engine.scratch_bytes,
             kv_bytes_per_token=engine.shape.kv_bytes_per_token(cache.kv_dtype),
             capacity_tokens=engine.capacity,
             attention=engine.attention,

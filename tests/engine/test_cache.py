@@ -103,8 +103,10 @@ def test_the_cache_is_one_block_of_exactly_the_stated_bytes() -> None:
     for kv_dtype in ("int8", "fp8"):
         cache = KvCache(SHAPE, kv_dtype, torch.float32, torch.device("cpu"))
         cache.reserve(100)
-        held = [t for t in (cache.block, cache.scales) if t is not None]
-        assert sum(t.nbytes for t in held) == 100 * SHAPE.kv_bytes_per_token(kv_dtype)
+        assert cache.bytes == 100 * SHAPE.kv_bytes_per_token(kv_dtype)
+        assert (
+            cache.scratch_bytes == 2 * 2 * 4096 * 16 * 4
+        )  # K and V, heads, tokens, head_dim, fp32
 
 
 def test_misuse_is_refused_with_a_reason() -> None:

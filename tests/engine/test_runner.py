@@ -116,6 +116,37 @@ def test_recomputing_every_token_gives_the_same_ids_and_counts_its_work(
     assert redone["cache_tokens"] == plain["cache_tokens"] == 23
 
 
+@pytest.mark.parametrize("step", [1, 7, 64, "whole"])
+@pytest.mark.parametrize("stopping", [False, True])
+def test_the_three_modes_generate_the_same_ids_over_a_conversation(
+    shared: WorkerProcess, folder: str, step: int | str, stopping: bool
+) -> None:
+    """Three turns; each mode sees the same stream and differs only in what it computes again."""
+    generated: dict[str, list[list[int]]] = {}
+    computed = {}
+    for mode in ("persistent", "reprefill", "nocache"):
+        shared.load(folder, prefill_step=step)
+        stream: list[int] = []
+        cached = 0
+        answers, work = [], 0
+        for turn, (size, budget) in enumerate(((20, 5), (33, 1), (11, 6))):
+            stream += random_ids(size, seed=turn)
+            keep = cached if mode == "persistent" else 0
+            done = shared.turn(
+                stream[keep:], turn=turn, keep_tokens=keep, max_new_tokens=budget,
+                stop_ids=list(range(0, 96, 3)) if stopping else [], recompute=mode == "nocache",
+            )  # fmt: skip
+            answers.append(done["generated_ids"])
+            stream += done["generated_ids"]
+            cached = done["cache_tokens"]
+            work += done["computed_tokens"]
+        generated[mode], computed[mode] = answers, work
+    assert generated["persistent"] == generated["reprefill"] == generated["nocache"]
+    assert computed["persistent"] < computed["reprefill"] <= computed["nocache"]
+    lengths = [len(answer) for answer in generated["persistent"]]
+    assert lengths == [5, 1, 6] if not stopping else lengths[0] < 5 or lengths[2] < 6
+
+
 def test_an_answer_ends_at_a_stop_id(shared: WorkerProcess, folder: str) -> None:
     shared.load(folder)
     ids = random_ids(20)
