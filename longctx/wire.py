@@ -61,7 +61,7 @@ class Wire:
                         view = view[os.write(self._out, view) :]
                     except BlockingIOError:
                         left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-                        if not select.select([], [self._out], [], left)[1]:
+                        if not _ready(self._out, select.POLLOUT, left):
                             raise WireTimeout from None
             except OSError as error:
                 raise WireClosed(str(error)) from None
@@ -78,8 +78,7 @@ class Wire:
             if line is not None:
                 return _decode(line)
             left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-            ready, _, _ = select.select([self._in], [], [], left)
-            if not ready:
+            if not _ready(self._in, select.POLLIN, left):
                 raise WireTimeout
             try:
                 data = os.read(self._in, 1 << 20)
@@ -110,6 +109,13 @@ class Wire:
         del self._buffer[: end + 1]
         self._scanned = 0
         return line
+
+
+def _ready(fd: int, event: int, timeout_s: float | None) -> bool:
+    """Whether a descriptor becomes ready in time (poll: select refuses descriptors above 1023)."""
+    poller = select.poll()
+    poller.register(fd, event)
+    return bool(poller.poll(None if timeout_s is None else timeout_s * 1000))
 
 
 def _decode(line: bytes) -> dict[str, Any]:
