@@ -187,7 +187,7 @@ class Model:
             layer.mlp.add_to(stream, self.ops.norm(stream, layer.post_norm, eps))
         if not want_logits:
             return None
-        return functional.linear(self.ops.norm(stream[-1:], self.norm, eps), self.head)[0].float()
+        return self.ops.logits(stream[-1:], self.norm, self.head, eps)
 
     def _attend(
         self,

@@ -24,6 +24,12 @@ class Ops(Protocol):
         """silu(gate) * up of [n, 2 * width]; may write over its input."""
         ...
 
+    def logits(
+        self, row: torch.Tensor, norm: torch.Tensor, head: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        """fp32 logits [vocab] of one row [1, hidden]: head @ RMSNorm(row)."""
+        ...
+
     def tables(self, rope: Rope, positions: torch.Tensor, dtype: torch.dtype) -> Tables:
         """cos and sin of the positions, as `project` wants them."""
         ...
@@ -63,6 +69,11 @@ class TorchOps:
     def gated(self, both: torch.Tensor, width: int) -> torch.Tensor:
         gate, up = both[:, :width], both[:, width:]
         return functional.silu(gate, inplace=True).mul_(up)
+
+    def logits(
+        self, row: torch.Tensor, norm: torch.Tensor, head: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        return functional.linear(self.norm(row, norm, eps), head)[0].float()
 
     def tables(self, rope: Rope, positions: torch.Tensor, dtype: torch.dtype) -> Tables:
         cos, sin = rope.tables(positions)
@@ -104,6 +115,14 @@ class TritonOps:
 
     def gated(self, both: torch.Tensor, width: int) -> torch.Tensor:
         return self._launch.gated(both, width)
+
+    def logits(
+        self, row: torch.Tensor, norm: torch.Tensor, head: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        """By the kernel that decoding uses, so that both round alike and none rounds to bf16."""
+        out = torch.empty(head.shape[0], dtype=torch.float32, device=head.device)
+        self._launch.gemv(head, row[0], out, norm=norm, eps=eps)
+        return out
 
     def tables(self, rope: Rope, positions: torch.Tensor, dtype: torch.dtype) -> Tables:
         cos, sin = rope.tables(positions)
