@@ -14,6 +14,7 @@ from rich.text import Text
 from longctx.report.text import count, gb, gb_digits, per_second, printable, rate, seconds
 from longctx.report.verdict import (
     Summary,
+    guarded_command,
     judge,
     part,
     peak_turn,
@@ -41,7 +42,7 @@ def print_result(summary: Summary, console: Console) -> None:
     if turns:
         console.print()
         console.print(turn_table(summary, console))
-    else:
+    elif guarded_command(summary) is None:
         _print(console, Text("No turn was finished.", style="dim"))
     console.print()
     _print_verdict(summary, console)
@@ -65,6 +66,9 @@ def _encodable(text: Text, console: Console) -> Text:
 
 
 def _title(summary: Summary) -> Text:
+    guarded = guarded_command(summary)
+    if guarded is not None:
+        return Text(f"guard · {guarded}", style="bold")
     config, model = part(summary, "config"), part(summary, "model")
     words = [
         str(summary.get("mode") or config.get("mode") or "run"),

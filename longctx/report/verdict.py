@@ -118,6 +118,9 @@ def judge(summary: Summary) -> Verdict:
     """The verdict on a summary, also on one rebuilt from the events of a run that died."""
     status = word_of(summary, "status")
     known = status if status in STATUS_WORDS and summary.get("ended") is not False else None
+    guarded = guarded_command(summary)
+    if guarded is not None:
+        return _judge_guarded(summary, known, guarded)
     rows = [
         ("recall", recall_text(summary)),
         ("memory", memory_text(summary)),
@@ -129,6 +132,31 @@ def judge(summary: Summary) -> Verdict:
         rows.append(("stopped" if part(summary, "guard").get("stopped_by") else "reason", stop))
     word = STATUS_WORDS[known] if known else UNFINISHED
     return Verdict(known, word, _sentence(summary, known), tuple(rows), tuple(advice(summary)))
+
+
+def guarded_command(summary: Summary) -> str | None:
+    """The command of a `longctx guard --record`, None for a run of longctx itself."""
+    command = part(summary, "config").get("command")
+    words = command if isinstance(command, list) else []
+    return printable(shlex.join(map(str, words)), 60) if words else None
+
+
+def _judge_guarded(summary: Summary, status: str | None, command: str) -> Verdict:
+    sentences = {
+        "passed": f"{command} ended by itself, below the ceiling.",
+        "stopped": f"The guard stopped {command}.",
+        "failed": f"{command} ended by itself with exit code {summary.get('exit_code')}.",
+    }
+    unknown = f"{command}: the record has no end." if status is None else f"{command}: {status}."
+    rows = [
+        ("memory", memory_text(summary)),
+        ("time", duration(part(summary, "speed").get("wall_s"))),
+    ]
+    stop = stop_text(summary)
+    if stop:
+        rows.append(("stopped" if part(summary, "guard").get("stopped_by") else "reason", stop))
+    word = STATUS_WORDS[status] if status else UNFINISHED
+    return Verdict(status, word, sentences.get(status or "", unknown), tuple(rows), ())
 
 
 def _sentence(summary: Summary, status: str | None) -> str:
