@@ -14,7 +14,9 @@ app = command_app()
 @app.command()
 def show(
     run: str = typer.Argument(
-        "last", metavar="RUN", help="A run directory, or last: the newest run."
+        "last",
+        metavar="RUN",
+        help="A run directory, or last: the newest run; or the directory of a compare, sweep or find-max.",
     ),
     json: bool = typer.Option(False, "--json", help="Print summary.json, alone, on stdout."),
     plot: bool = typer.Option(False, "--plot", help="Draw memory over time, with its limits."),
@@ -22,7 +24,7 @@ def show(
         False, "--postmortem", help="Explain a stop: the last seconds before it, step by step."
     ),
     csv: bool = typer.Option(
-        False, "--csv", help="Print the turns as CSV: bytes, tokens, seconds."
+        False, "--csv", help="Print the table as CSV: bytes, tokens, seconds."
     ),
     markdown: bool = typer.Option(
         False, "--markdown", help="Print the result for an issue or a pull request."

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from longctx.errors import UsageError
+from longctx.report.documents import find_document
 from longctx.report.runs import find_run, load_run
 
 
@@ -39,6 +40,16 @@ def show_run(
         raise UsageError(
             f"{' and '.join(both)} would be mixed on stdout.", hint="Ask for one of them at a time."
         )
+    found = find_document(spec)
+    if found is not None:
+        if plot or postmortem or prometheus is not None:
+            raise UsageError(
+                f"{spec} is a {found[0]['kind']}: --plot, --postmortem and --prometheus are for one "
+                "run.",
+                hint="Name one of its run directories; `longctx ls` lists them.",
+            )
+        _show_document(found[0], json, csv, markdown)
+        return
     run = find_run(spec)
     summary = load_run(run)
     if prometheus is not None:
@@ -59,6 +70,19 @@ def show_run(
         _write(run_csv(summary) if csv else run_markdown(summary))
     else:
         _show_in_terminal(run, summary, plot, postmortem)
+
+
+def _show_document(document: dict[str, Any], json: bool, csv: bool, markdown: bool) -> None:
+    from longctx.report import show_document
+
+    if json:
+        _write(json_module.dumps(document, ensure_ascii=False, indent=1) + "\n")
+    elif csv:
+        _write(show_document.document_csv(document))
+    elif markdown:
+        _write(show_document.document_markdown(document))
+    else:
+        show_document.print_document(document)
 
 
 def _show_in_terminal(run: Path, summary: dict[str, Any], plot: bool, postmortem: bool) -> None:
