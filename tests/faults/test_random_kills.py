@@ -39,7 +39,10 @@ def strike(supervisor: subprocess.Popen[bytes], victim: str) -> bool:
     below = descendants(process_table(), supervisor.pid)
     if not below:
         return False
-    os.kill(below[0], signal.SIGKILL)
+    try:
+        os.kill(below[0], signal.SIGKILL)
+    except ProcessLookupError:  # it ended by itself between the look and the blow
+        return False
     return True
 
 
