@@ -36,18 +36,6 @@ def give_back(blocks: list[mmap.mmap]) -> None:
     blocks.clear()
 
 
-def status_bytes(name: str) -> int | None:
-    """A field of /proc/self/status in bytes; None where it cannot be read."""
-    try:
-        with open("/proc/self/status", "rb") as file:
-            for line in file:
-                if line.startswith(name.encode() + b":"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
-
-
 class Faults:
     """Breaks the worker at chosen messages."""
 

@@ -31,18 +31,18 @@ import json
 import mmap
 import os
 import platform
-import queue
 import signal
 import sys
-import threading
 import time
 from typing import Any
 
 from longctx.engine.fake_answer import answer_text
-from longctx.engine.fake_faults import Faults, give_back, status_bytes, take
+from longctx.engine.fake_faults import Faults, give_back, take
+from longctx.engine.mailbox import Mailbox
+from longctx.engine.process_status import status_bytes
 from longctx.guard.spawn import enter_worker
 from longctx.units import parse_bytes
-from longctx.wire import PROTOCOL, Wire, WireClosed, WireGarbage
+from longctx.wire import PROTOCOL, Wire
 
 _DEFAULTS: dict[str, Any] = {
     "load_bytes": 0, "token_bytes": 0, "step_token_bytes": 0, "step_score_bytes": 0,
@@ -51,45 +51,14 @@ _DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-class Ears:
-    """Reads the wire in a thread: a soft stop is a flag, all else waits in line."""
-
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
-        self._line: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self.soft_stop: str | None = None
-        self.closing = False
-        threading.Thread(target=self._read, name="wire", daemon=True).start()
-
-    def next(self) -> dict[str, Any]:
-        """The next message that is not a soft stop."""
-        return self._line.get()
-
-    def _read(self) -> None:
-        while True:
-            try:
-                message = self._wire.receive()
-            except WireGarbage as error:
-                message = {"type": "garbage", "message": str(error)}
-            except (WireClosed, OSError, ValueError):
-                if not self.closing:
-                    os._exit(70)  # nothing outlives its guard
-                return
-            if message["type"] == "soft_stop":
-                self.soft_stop = str(message.get("reason"))
-                continue
-            if message["type"] == "turn":
-                self.soft_stop = None  # what came before was meant for the turn before
-            self._line.put(message)
-
-
 class FakeWorker:
     """Answers the supervisor's messages; `run` returns when it is told to close."""
 
     def __init__(self, wire: Wire, out_fd: int, settings: dict[str, Any]) -> None:
         self._wire, self._settings = wire, settings
         self._faults = Faults(settings["faults"], out_fd)
-        self._ears = Ears(wire)
+        self._mailbox = Mailbox(wire)
+        self._mailbox.start()
         self._load: dict[str, Any] = {}
         self._ids: list[int] = []
         self._weights: list[mmap.mmap] = []
@@ -101,9 +70,9 @@ class FakeWorker:
         """Serve until `close`."""
         handlers = {"hello": self._on_hello, "load": self._on_load, "turn": self._on_turn}
         while True:
-            message = self._ears.next()
+            message = self._mailbox.next()
             if message["type"] == "close":
-                self._ears.closing = True
+                self._mailbox.closing()
                 self._send({"type": "closed"})
                 return
             handler = handlers.get(message["type"])
@@ -167,7 +136,7 @@ class FakeWorker:
             }
         )  # fmt: skip
         while True:
-            answer = self._ears.next()
+            answer = self._mailbox.next()
             if answer["type"] in ("go", "stop") and answer.get("ask") == self._ask_count:
                 return bool(answer["type"] == "go")
             if answer["type"] == "close":
@@ -185,11 +154,11 @@ class FakeWorker:
         if stopped is None:
             answer = self._answer(int(message["max_new_tokens"]), message["stop_ids"])
             if not self._ask("decode", turn, len(answer), len(self._ids), 0):
-                stopped = "admission" if self._ears.soft_stop is None else "soft"
+                stopped = "admission" if self._mailbox.soft_stop is None else "soft"
             for token in answer if stopped is None else ():
                 generated.append(token)
                 first_token_s = first_token_s or time.monotonic() - begin
-                if self._ears.soft_stop is not None and token != answer[-1]:
+                if self._mailbox.soft_stop is not None and token != answer[-1]:
                     stopped = "soft"
                     break
                 if token != answer[-1]:
@@ -219,7 +188,7 @@ class FakeWorker:
         size = max(len(new), 1) if step == "whole" else int(step)
         done = 0
         while done < len(new):
-            if self._ears.soft_stop is not None:
+            if self._mailbox.soft_stop is not None:
                 return "soft", done
             tokens, context = min(size, len(new) - done), len(self._ids)
             temporary = tokens * self._settings["step_token_bytes"] + (
@@ -228,7 +197,7 @@ class FakeWorker:
             held = sum(len(block) for block in self._retained)
             real = max(temporary - held, 0) + tokens * self._settings["token_bytes"]
             if not self._ask("prefill", turn, tokens, context, real):
-                return ("admission" if self._ears.soft_stop is None else "soft"), done
+                return ("admission" if self._mailbox.soft_stop is None else "soft"), done
             begin = time.monotonic()
             blocks = take(max(temporary - held, 0), self._rate)
             self._ids += new[done : done + tokens]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from longctx.engine.process_status import status_bytes
 from longctx.errors import UsageError
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -24,18 +25,6 @@ def resident_bytes() -> int | None:
             return int(file.read().split()[1]) * PAGE_BYTES
     except (OSError, ValueError, IndexError):
         return None
-
-
-def status_bytes(name: str) -> int | None:
-    """A field of /proc/self/status (VmHWM, VmData) in bytes; None where it cannot be read."""
-    try:
-        with open("/proc/self/status", "rb") as file:
-            for line in file:
-                if line.startswith(name.encode() + b":"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
 
 
 def _reset_peak() -> bool:

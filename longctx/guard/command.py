@@ -19,7 +19,7 @@ from longctx.guard.enforce import (
 )
 from longctx.guard.harden import harden_supervisor
 from longctx.guard.launch import EXIT_GUARD_FAILED, EXIT_STOPPED_BY_GUARD, Launched, launch
-from longctx.guard.limits import Limits, resolve_limits
+from longctx.guard.limits import Limits, limits_event, resolve_limits
 from longctx.guard.outcome import GuardOptions, Outcome
 from longctx.guard.selftest import first_sample, self_test
 from longctx.guard.watch import Watch
@@ -105,30 +105,7 @@ class CommandGuard:
 
     def _announce(self, samples: dict[str, Sample]) -> None:
         main = self.outcome.limits[0]
-        self._event(
-            "limits",
-            pool=main.pool.name,
-            ceiling_bytes=main.ceiling_bytes,
-            soft_bytes=main.soft_bytes,
-            source=main.source,
-            machine_pools=[
-                {
-                    "name": entry.pool.name,
-                    "kind": entry.pool.kind,
-                    "total_bytes": entry.pool.total_bytes,
-                }
-                for entry in self.outcome.limits
-            ],
-            pools=[
-                {
-                    "pool": entry.pool.name,
-                    "ceiling_bytes": entry.ceiling_bytes,
-                    "soft_bytes": entry.soft_bytes,
-                    "source": entry.source,
-                }
-                for entry in self.outcome.limits
-            ],
-        )
+        self._event("limits", **limits_event(main, self.outcome.limits))
         for entry in self.outcome.limits:
             self._say(
                 f"longctx guard: {entry.pool.name} {format_bytes(samples[entry.pool.name].used_bytes)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from longctx.errors import UsageError
 from longctx.memory.types import Pool, Probe, Sample
@@ -33,6 +34,38 @@ class Limits:
     ceiling_bytes: int
     soft_bytes: int
     source: str
+
+
+def limits_event(main: Limits, limits: Sequence[Limits]) -> dict[str, Any]:
+    """The fields of a record's `limits` event.
+
+    Args:
+        main: the pool that the figures of the record are about.
+        limits: of every pool that is watched.
+    """
+    return {
+        "pool": main.pool.name,
+        "ceiling_bytes": main.ceiling_bytes,
+        "soft_bytes": main.soft_bytes,
+        "source": main.source,
+        "pools": [
+            {
+                "pool": entry.pool.name,
+                "ceiling_bytes": entry.ceiling_bytes,
+                "soft_bytes": entry.soft_bytes,
+                "source": entry.source,
+            }
+            for entry in limits
+        ],
+        "machine_pools": [
+            {
+                "name": entry.pool.name,
+                "kind": entry.pool.kind,
+                "total_bytes": entry.pool.total_bytes,
+            }
+            for entry in limits
+        ],
+    }
 
 
 def small_pool_bytes(total_bytes: int | None, share: int = 16) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from longctx.guard.limits import limits_event
 from longctx.memory import Sample
 from longctx.plan.predict import PlanSettings, TurnPrediction
 from longctx.record import Recorder
@@ -13,30 +14,7 @@ from longctx.session.prepare import Machine, Script
 def record_limits(recorder: Recorder, machine: Machine) -> None:
     """The `limits` event: the main pool's at its top, all pools' below."""
     main = machine.limits[machine.main]
-    recorder.event(
-        "limits",
-        pool=main.pool.name,
-        ceiling_bytes=main.ceiling_bytes,
-        soft_bytes=main.soft_bytes,
-        source=main.source,
-        pools=[
-            {
-                "pool": limit.pool.name,
-                "ceiling_bytes": limit.ceiling_bytes,
-                "soft_bytes": limit.soft_bytes,
-                "source": limit.source,
-            }
-            for limit in machine.limits
-        ],
-        machine_pools=[
-            {
-                "name": probe.pool.name,
-                "kind": probe.pool.kind,
-                "total_bytes": probe.pool.total_bytes,
-            }
-            for probe in machine.probes
-        ],
-    )
+    recorder.event("limits", **limits_event(main, machine.limits))
 
 
 def record_model(recorder: Recorder, script: Script, settings: PlanSettings) -> None:
