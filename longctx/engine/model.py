@@ -75,7 +75,7 @@ class Model:
         self, shape: ModelShape, factory: LinearFactory, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.shape, self.dtype, self.device = shape, dtype, device
-        self.rope: Rope = build_rope(shape)
+        self.rope: Rope = build_rope(shape).on(device)
         self.scale = shape.head_dim**-0.5
         self.ops = choose_ops(device)
         self._slots: list[Slot] = []

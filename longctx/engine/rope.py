@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,10 +17,14 @@ SCALINGS = ("default", "linear", "llama3", "yarn")
 
 @dataclass(frozen=True)
 class Rope:
-    """Frequencies [head_dim / 2] (fp32, CPU) and the factor on cos and sin (1 except for yarn)."""
+    """Frequencies [head_dim / 2] (fp32) and the factor on cos and sin (1 except for yarn)."""
 
     inverse_frequencies: torch.Tensor
     factor: float = 1.0
+
+    def on(self, device: torch.device) -> Rope:
+        """The same on a device: a copy in every step would wait for the step before."""
+        return replace(self, inverse_frequencies=self.inverse_frequencies.to(device))
 
     def tables(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin [tokens, head_dim / 2] (fp32) of the given positions (any integer dtype)."""

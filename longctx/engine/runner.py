@@ -160,6 +160,7 @@ class Worker:
         from longctx.engine.out_of_memory import as_out_of_memory, is_out_of_memory
         from longctx.errors import LongctxError, ModelError
 
+        ask = None if turn is None or self.turns is None else self.turns.steps.failed
         if is_out_of_memory(error):
             doing = "loading the model" if turn is None else f"running turn {turn}"
             device = self.device or torch.device("cpu")
@@ -169,6 +170,7 @@ class Worker:
                 failure.message,
                 hint=failure.hint,
                 turn=turn,
+                ask=ask,
                 requested_bytes=failure.requested_bytes,
                 free_bytes=failure.free_bytes,
                 details=str(error)[:2000],
@@ -180,11 +182,11 @@ class Worker:
             text = "".join(traceback.format_exception(error))
             sys.stderr.write(text)
             message = f"{type(error).__name__}: {error}"
-            self._error("internal", message, turn=turn, traceback=text)
+            self._error("internal", message, turn=turn, ask=ask, traceback=text)
 
     def _error(self, kind: str, message: str, **fields: Any) -> None:
         defaults: dict[str, Any] = dict.fromkeys(
-            ("hint", "turn", "requested_bytes", "free_bytes", "traceback")
+            ("hint", "turn", "ask", "requested_bytes", "free_bytes", "traceback")
         )
         self.talk.send("error", kind=kind, message=message, **(defaults | fields))
 

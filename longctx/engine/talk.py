@@ -33,9 +33,18 @@ class Talk:
         self._wire.send({"type": message_type, **fields})
 
     def ask(
-        self, phase: str, turn: int | None, tokens: int, context_tokens: int, need_bytes: int
+        self,
+        phase: str,
+        turn: int | None,
+        tokens: int,
+        context_tokens: int,
+        need_bytes: int,
+        under_way: dict[str, int | None] | None = None,
     ) -> int:
         """Asks whether a step may be taken and waits for the answer.
+
+        Args:
+            under_way: the step that still computes, if any: `ask` and `growth_bytes`.
 
         Returns:
             The number of the question.
@@ -55,6 +64,7 @@ class Talk:
             tokens=tokens,
             context_tokens=context_tokens,
             need_bytes=need_bytes,
+            under_way=under_way,
         )
         while True:
             answer = self.mailbox.next()

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
+from longctx.engine.device_clock import DeviceClock, clock_of
 from longctx.engine.engine import Engine, Step
+from longctx.engine.steps import Steps
 from longctx.engine.talk import StepRefused, Talk
 from longctx.engine.worker_memory import StepMeter, release
 from longctx.errors import UsageError
@@ -83,10 +83,22 @@ class _Progress:
 
 
 class TurnRunner:
-    """Runs turns on one engine; keeps the ids that the cache holds."""
+    """Runs turns on one engine; keeps the ids that the cache holds.
 
-    def __init__(self, engine: Engine, policy: StepPolicy, talk: Talk, meter: StepMeter) -> None:
+    Args:
+        clock: of the engine's device, unless another is given.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        policy: StepPolicy,
+        talk: Talk,
+        meter: StepMeter,
+        clock: DeviceClock | None = None,
+    ) -> None:
         self.engine, self.policy, self.talk, self.meter = engine, policy, talk, meter
+        self.steps = Steps(talk, meter, clock or clock_of(engine.model.device))
         self.ids: list[int] = []
 
     def run(self, request: TurnRequest) -> None:
@@ -94,7 +106,9 @@ class TurnRunner:
 
         Raises:
             UsageError: the request does not fit the cache.
+            DeviceFailed, or a failed allocation: `steps.failed` is the question whose step it was.
         """
+        self.steps.start_turn()
         if not 0 <= request.keep_tokens <= self.engine.length:
             raise UsageError(
                 f"The turn keeps {request.keep_tokens} tokens, but the cache holds "
@@ -102,7 +116,6 @@ class TurnRunner:
             )
         if not request.ids or request.max_new_tokens < 1:
             raise UsageError("A turn needs at least one id and at least one token to generate.")
-        self.meter.start_turn()
         progress = _Progress(time.perf_counter())
         try:
             self._answer(request, progress)
@@ -112,9 +125,8 @@ class TurnRunner:
 
     def _answer(self, request: TurnRequest, progress: _Progress) -> None:
         context = self.ids[: request.keep_tokens] + request.ids
-        token = self._prefill(request.turn, context, request.keep_tokens, progress)
-        progress.prefill_s = time.perf_counter() - progress.started
-        progress.first_token_s = progress.prefill_s
+        token, known = self._prefill(request.turn, context, request.keep_tokens, progress)
+        progress.prefill_s = progress.first_token_s = known - progress.started
         progress.generated.append(token)
         began = time.perf_counter()
         try:
@@ -129,28 +141,29 @@ class TurnRunner:
         generated = progress.generated
         return len(generated) < request.max_new_tokens and generated[-1] not in request.stop_ids
 
-    def _prefill(self, turn: int, context: list[int], keep: int, progress: _Progress) -> int:
-        """Feeds context[keep:] in admitted steps; returns the most likely next id."""
+    def _prefill(
+        self, turn: int, context: list[int], keep: int, progress: _Progress
+    ) -> tuple[int, float]:
+        """Feeds context[keep:] in admitted steps; the most likely next id, and when it was known."""
         self.engine.truncate(keep)
         self.ids = context[:keep]
-        question, began = 0, 0.0
 
         def before(step: Step) -> None:
-            nonlocal question, began
             self.talk.check_soft_stop()
             need = self._need(step.tokens, step.context_tokens)
-            question = self.talk.ask("prefill", turn, step.tokens, step.context_tokens, need)
-            self.meter.start_step()
-            began = time.perf_counter()
+            self.steps.ask("prefill", turn, step.tokens, step.context_tokens, need)
 
         def after(step: Step) -> None:
-            self._synchronize()
-            self.ids = context[: self.engine.length]
+            self.ids += context[len(self.ids) : self.engine.length]
             progress.computed += step.tokens
-            self._step_done(question, "prefill", step.tokens, step.context_tokens, began)
+            self.steps.launched()
 
-        logits = self.engine.extend(context[keep:], self.policy.prefill_step, before, after)
-        return int(logits.argmax())
+        with self.steps.ending():
+            logits = self.engine.extend(context[keep:], self.policy.prefill_step, before, after)
+            token = int(logits.argmax())
+            known = time.perf_counter()
+            self.steps.settle()
+        return token, known
 
     def _decode(self, request: TurnRequest, progress: _Progress) -> None:
         if not self._goes_on(request, progress):
@@ -159,33 +172,37 @@ class TurnRunner:
         context = self.engine.length
         left = request.max_new_tokens - 1
         need = self._need(1, context + left - 1)
-        question = self.talk.ask("decode", request.turn, left, context, need)
-        self.meter.start_step()
-        began = time.perf_counter()
         fed = 0
-        try:
-            while self._goes_on(request, progress):
-                if fed:
-                    self.talk.check_soft_stop()
-                token = progress.generated[-1]
-                following = self.engine.next_id(token)
-                self.ids.append(token)
-                fed += 1
-                progress.computed += 1
-                progress.generated.append(following)
-        finally:
-            self._step_done(question, "decode", fed, context, began)
+        with self.steps.ending():
+            self.steps.ask("decode", request.turn, left, context, need)
+            try:
+                while self._goes_on(request, progress):
+                    if fed:
+                        self.talk.check_soft_stop()
+                    token = progress.generated[-1]
+                    following = self.engine.next_id(token)
+                    self.ids.append(token)
+                    fed += 1
+                    progress.computed += 1
+                    progress.generated.append(following)
+            except StepRefused:
+                self.steps.launched(fed)
+                raise
+            self.steps.launched(fed)
+            self.steps.settle()
 
     def _recompute(self, request: TurnRequest, context: list[int], progress: _Progress) -> None:
         while self._goes_on(request, progress):
             context = [*context, progress.generated[-1]]
-            progress.generated.append(self._prefill(request.turn, context, 0, progress))
+            token, _ = self._prefill(request.turn, context, 0, progress)
+            progress.generated.append(token)
 
     def _need(self, tokens: int, context_tokens: int) -> int:
         """Upper bound of what the step makes this process's memory grow by.
 
         On CUDA the step is replayed on the allocator's present state: what lies cached and fits
-        costs nothing. On a CPU freed tensors go back, so it is the step's own peak.
+        costs nothing, and a step that still computes has allocated all that it will. On a CPU freed
+        tensors go back, so it is the step's own peak.
         """
         policy, device = self.policy, self.engine.model.device
         step: dict[str, Any] = {
@@ -198,25 +215,8 @@ class TurnRunner:
         }
         if device.type != "cuda":
             return host_step_growth_bytes(self.engine.shape, **step)
-        segments = segments_of_snapshot(torch.cuda.memory_snapshot(), device.index or 0)
+        segments = segments_of_snapshot(self.meter.allocator.snapshot(), device.index or 0)
         return step_growth_bytes(self.engine.shape, segments=segments, **step)
-
-    def _step_done(
-        self, question: int, phase: str, tokens: int, context_tokens: int, began: float
-    ) -> None:
-        self.talk.send(
-            "step",
-            ask=question,
-            phase=phase,
-            tokens=tokens,
-            context_tokens=context_tokens,
-            elapsed_s=time.perf_counter() - began,
-            **self.meter.end_step(),
-        )
-
-    def _synchronize(self) -> None:
-        if self.engine.model.device.type == "cuda":
-            torch.cuda.synchronize(self.engine.model.device)
 
     def _report(self, request: TurnRequest, progress: _Progress) -> None:
         fields = self.meter.turn_fields()

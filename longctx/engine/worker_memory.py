@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from longctx.engine.allocator_view import AllocatorView
 from longctx.engine.process_status import status_bytes
 from longctx.errors import UsageError
 
@@ -40,83 +41,61 @@ def _reset_peak() -> bool:
 class StepMeter:
     """Peaks of the worker: per step (how much it grew) and per turn (the largest of its steps).
 
+    Nothing here waits for the device: on CUDA a step's memory is known when it was launched.
+
     Args:
         device: where the model runs; growth is the host process's on a CPU, the caching
             allocator's reserved memory on CUDA.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
+        self.allocator = AllocatorView(device)
         self.turn_peak: int | None = None
-        self._allocator_peaks = {"allocated": 0, "reserved": 0}
+        self._on_cuda = device.type == "cuda"
+        self._allocator_peaks = {"allocated_peak_bytes": 0, "reserved_peak_bytes": 0}
         self._before: int | None = None
         self._resettable = _reset_peak()
 
     def start_turn(self) -> None:
         """Forgets the peaks of the turn before."""
         self.turn_peak = None
-        self._allocator_peaks = {"allocated": 0, "reserved": 0}
+        self._allocator_peaks = dict.fromkeys(self._allocator_peaks, 0)
 
     def start_step(self) -> None:
         """Marks where a step begins."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            self._before = torch.cuda.memory_reserved(self.device)
+        if self._on_cuda:
+            self.allocator.reset_peaks()
+            self._before = self.allocator.reserved_bytes()
         else:
             self._before = resident_bytes()
         self._resettable = _reset_peak()
 
     def end_step(self) -> dict[str, Any]:
-        """Fields of the step message: worker_peak_bytes, growth_bytes, allocator."""
+        """Fields of the step message: worker_peak_bytes, growth_bytes, allocator.
+
+        Called when the step was launched (on a CPU that is when it has ended).
+        """
         peak = status_bytes("VmHWM") if self._resettable else None
         if peak is not None:
             self.turn_peak = max(self.turn_peak or 0, peak)
+        statistics, now = None, peak
+        if self._on_cuda:
+            statistics = self.allocator.statistics()
+            now = statistics["reserved_peak_bytes"]
+            for name, value in self._allocator_peaks.items():
+                self._allocator_peaks[name] = max(value, statistics[name])
         growth = None
-        if self.device.type == "cuda":
-            for name in self._allocator_peaks:
-                value = getattr(torch.cuda, f"max_memory_{name}")(self.device)
-                self._allocator_peaks[name] = max(self._allocator_peaks[name], value)
-            now: int | None = torch.cuda.max_memory_reserved(self.device)
-        else:
-            now = peak
         if now is not None and self._before is not None:
             growth = max(now - self._before, 0)
-        return {
-            "worker_peak_bytes": peak,
-            "growth_bytes": growth,
-            "allocator": allocator_statistics(self.device),
-        }
+        return {"worker_peak_bytes": peak, "growth_bytes": growth, "allocator": statistics}
 
     def turn_fields(self) -> dict[str, Any]:
         """Fields of turn_done: the largest figures of its steps."""
-        statistics = allocator_statistics(self.device)
-        if statistics is not None:
-            statistics["allocated_peak_bytes"] = self._allocator_peaks["allocated"]
-            statistics["reserved_peak_bytes"] = self._allocator_peaks["reserved"]
+        statistics = None
+        if self._on_cuda:
+            statistics = self.allocator.statistics() | self._allocator_peaks
             statistics["reserved_after_bytes"] = statistics["reserved_bytes"]
         return {"worker_peak_bytes": self.turn_peak, "allocator": statistics}
-
-
-def allocator_statistics(device: torch.device) -> dict[str, int] | None:
-    """The caching allocator's figures on CUDA, None on a CPU."""
-    if device.type != "cuda":
-        return None
-    stats = torch.cuda.memory_stats(device)
-    free_blocks = [
-        block["size"]
-        for segment in torch.cuda.memory_snapshot()
-        if segment["device"] == (device.index or 0)
-        for block in segment["blocks"]
-        if block["state"] == "inactive"
-    ]
-    return {
-        "allocated_bytes": stats.get("allocated_bytes.all.current", 0),
-        "reserved_bytes": stats.get("reserved_bytes.all.current", 0),
-        "allocated_peak_bytes": stats.get("allocated_bytes.all.peak", 0),
-        "reserved_peak_bytes": stats.get("reserved_bytes.all.peak", 0),
-        "inactive_split_bytes": stats.get("inactive_split_bytes.all.current", 0),
-        "largest_free_block_bytes": max(free_blocks, default=0),
-    }
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ class Dialogue:
             raise WorkerLost(f"The worker broke the protocol: it sent {message['type']!r} unasked.")
         try:
             handler(message)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise WorkerLost(
                 f"The worker broke the protocol: {message['type']!r} without a usable {error}."
             ) from None
@@ -134,7 +134,10 @@ class Dialogue:
             need_bytes=None if message.get("need_bytes") is None else int(message["need_bytes"]),
         )
         number = int(message["ask"])
-        self._recorder.event("ask", ask=number, **asdict(request))
+        under_way = message.get("under_way")
+        self._recorder.event("ask", ask=number, **asdict(request), under_way=under_way)
+        if under_way is not None:  # it still computes, but what it takes it has allocated
+            self._observe(int(under_way["ask"]), under_way.get("growth_bytes"))
         answer = self._admission.consider(request, self._read())
         stop = self._flags.soft or (None if answer.go else answer.reason)
         self._recorder.event("answer", ask=number, **(asdict(answer) | {"go": stop is None}))
@@ -154,12 +157,19 @@ class Dialogue:
 
     def _on_step(self, message: dict[str, Any]) -> None:
         self._recorder.event("step", **{k: v for k, v in message.items() if k != "type"})
-        request = self._asked.pop(int(message["ask"]), None)
-        growth = message.get("growth_bytes")
-        if request is not None and growth is not None:
-            self._admission.observe(request, int(growth))
+        number = int(message["ask"])
+        self._observe(number, message.get("growth_bytes"))
+        self._asked.pop(number, None)
         if message.get("phase") == "prefill":
             self._screen.step(int(message["tokens"]), float(message.get("elapsed_s") or 0.0))
+
+    def _observe(self, number: int, growth_bytes: Any) -> None:
+        """Admission learns from each step once: from the first message that tells its growth."""
+        if growth_bytes is None:
+            return
+        request = self._asked.pop(number, None)
+        if request is not None:
+            self._admission.observe(request, int(growth_bytes))
 
     def _on_progress(self, message: dict[str, Any]) -> None:
         self._screen.load_progress(int(message["done_bytes"]), int(message["total_bytes"]))
