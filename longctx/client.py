@@ -32,10 +32,14 @@ class WorkerClient:
     Args:
         module: module of the runner, started as `python -m module --in-fd N --out-fd M`.
         directory: the run directory.
+
+    Attributes:
+        failed_ask: the question whose step failed, where the worker reported one.
     """
 
     def __init__(self, module: str, directory: Path) -> None:
         self._log_path = directory / LOG
+        self.failed_ask: int | None = None
         to_worker_read, to_worker_write = os.pipe()
         from_worker_read, from_worker_write = os.pipe()
         command = [
@@ -157,7 +161,8 @@ class WorkerClient:
 
     def _reported(self, message: dict[str, Any]) -> Exception:
         text, hint = str(message.get("message")), message.get("hint")
-        kind = message.get("kind")
+        kind, ask = message.get("kind"), message.get("ask")
+        self.failed_ask = ask if isinstance(ask, int) else None
         if kind == "out_of_memory":
             return OutOfMemory(
                 text, hint, message.get("requested_bytes"), message.get("free_bytes")

@@ -160,9 +160,11 @@ class Worker:
         from longctx.engine.out_of_memory import as_out_of_memory, is_out_of_memory
         from longctx.errors import LongctxError, ModelError
 
-        ask = None if turn is None or self.turns is None else self.turns.steps.failed
+        step = None if turn is None or self.turns is None else self.turns.steps.failed
+        ask = None if step is None else step.question
         if is_out_of_memory(error):
             doing = "loading the model" if turn is None else f"running turn {turn}"
+            doing += "" if step is None else f", {step}"
             device = self.device or torch.device("cpu")
             failure = as_out_of_memory(error, doing, device)
             self._error(

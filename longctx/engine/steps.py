@@ -19,7 +19,9 @@ class DeviceFailed(RuntimeError):
 
 
 @dataclass
-class _Step:
+class AskedStep:
+    """A step from its question to its report."""
+
     question: int
     phase: str
     tokens: int
@@ -30,7 +32,7 @@ class _Step:
     memory: dict[str, Any] | None = None
 
     def __str__(self) -> str:
-        return f"step {self.question} ({self.tokens} tokens on {self.context_tokens})"
+        return f"step {self.question} ({self.tokens:,} tokens on {self.context_tokens:,})"
 
 
 class Steps:
@@ -42,15 +44,15 @@ class Steps:
     question carries its growth.
 
     Attributes:
-        failed: the question whose step failed, None while none did.
+        failed: the step that failed, None while none did.
     """
 
     def __init__(self, talk: Talk, meter: StepMeter, clock: DeviceClock) -> None:
         self._talk, self._meter, self._clock = talk, meter, clock
-        self._launched: deque[_Step] = deque()
-        self._open: _Step | None = None  # asked for, not launched yet
+        self._launched: deque[AskedStep] = deque()
+        self._open: AskedStep | None = None  # asked for, not launched yet
         self._last_end: Mark | None = None
-        self.failed: int | None = None
+        self.failed: AskedStep | None = None
 
     def start_turn(self) -> None:
         """A turn begins: the device has nothing of it to do yet."""
@@ -69,7 +71,7 @@ class Steps:
         question = self._talk.ask(phase, turn, tokens, context_tokens, need, self._under_way())
         asked_s = time.perf_counter() - began
         self._meter.start_step()
-        self._open = _Step(question, phase, tokens, context_tokens, asked_s, self._clock.mark())
+        self._open = AskedStep(question, phase, tokens, context_tokens, asked_s, self._clock.mark())
 
     def launched(self, tokens: int | None = None) -> None:
         """The step that was asked for is with the device; waits until few enough are unfinished.
@@ -134,7 +136,7 @@ class Steps:
         except DeviceFailed as earlier:
             raise earlier from error
         if launching is not None and self.failed is None:
-            self.failed = launching.question
+            self.failed = launching
 
     def _under_way(self) -> dict[str, int | None] | None:
         """The newest step that was launched and not reported yet, and what it has taken."""
@@ -147,13 +149,13 @@ class Steps:
     def _device_failed(self, error: RuntimeError) -> DeviceFailed:
         oldest, *behind = self._launched
         self._launched.clear()
-        self.failed = oldest.question
+        self.failed = oldest
         text = f"The device failed in {oldest}"
         if behind:
             text += f", or in {', '.join(map(str, behind))} behind it"
         return DeviceFailed(f"{text}: {error}")
 
-    def _report(self, step: _Step, elapsed_s: float, idle_s: float | None) -> None:
+    def _report(self, step: AskedStep, elapsed_s: float, idle_s: float | None) -> None:
         self._talk.send(
             "step",
             ask=step.question,

@@ -106,7 +106,7 @@ class TurnRunner:
 
         Raises:
             UsageError: the request does not fit the cache.
-            DeviceFailed, or a failed allocation: `steps.failed` is the question whose step it was.
+            DeviceFailed, or a failed allocation: `steps.failed` is the step that it was.
         """
         self.steps.start_turn()
         if not 0 <= request.keep_tokens <= self.engine.length:

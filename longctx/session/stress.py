@@ -251,6 +251,7 @@ class StressRun:
             message=getattr(error, "message", str(error)),
             hint=getattr(error, "hint", None),
             turn=self._turn,
+            ask=self._client.failed_ask if self._client is not None else None,
             requested_bytes=getattr(error, "requested_bytes", None),
             free_bytes=getattr(error, "free_bytes", None),
             traceback=trace,
