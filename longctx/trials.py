@@ -42,6 +42,7 @@ class Trial:
         limited_by: None if it passed; else plan, memory, recall, time-out, positions, crash,
             interrupted, or error (it would fail at any size).
         reason: a sentence for people, None if it passed.
+        baseline_used_bytes: what the pool held before the run.
     """
 
     directory: str
@@ -53,6 +54,7 @@ class Trial:
     wall_s: float | None
     peak_used_bytes: int | None
     predicted_peak_bytes: int | None
+    baseline_used_bytes: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -173,6 +175,7 @@ def judge(
         wall_s=(summary.get("speed") or {}).get("wall_s") or wall_s,
         peak_used_bytes=(summary.get("memory") or {}).get("peak_used_bytes"),
         predicted_peak_bytes=max([*predicted, *(p for p in planned if p)], default=None),
+        baseline_used_bytes=(summary.get("memory") or {}).get("baseline_used_bytes"),
     )
 
 

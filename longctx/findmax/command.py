@@ -20,7 +20,7 @@ from longctx.findmax.search import Bounds
 from longctx.plan.ask import Other, ask
 from longctx.plan.conversation import smallest_target
 from longctx.plan.predict import predict_turns
-from longctx.plan.whatif import largest
+from longctx.plan.whatif import largest, largest_guarded
 from longctx.session.signals import signals_interrupt
 from longctx.units import format_bytes, format_seconds, format_tokens
 
@@ -61,8 +61,7 @@ def find_max(
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         directory = Path("longctx-runs") / f"{stamp}-find-max"
     say(f"record: {directory}")
-    if bounds.planned is not None:
-        say(f"the plan lets {format_tokens(bounds.planned)} tokens fit")
+    say(_expectation(bounds, ceiling))
     options = FindMaxOptions(
         directory=directory,
         flags={k: v for k, v in flags.items() if k not in ("target_tokens", "json", "quiet")},
@@ -96,9 +95,8 @@ def search_bounds(config: RunConfig, resolution: int, most: int | None) -> tuple
             question.process_bytes,
         )
     )
-    planned = largest(
-        replace(question, most_tokens=limit), question.settings, config.chunk_tokens, peak
-    )
+    question = replace(question, most_tokens=limit)
+    planned = largest(question, question.settings, config.chunk_tokens, peak)
     bounds = Bounds(
         smallest=min(small.target_tokens, limit),
         most=limit,
@@ -106,8 +104,22 @@ def search_bounds(config: RunConfig, resolution: int, most: int | None) -> tuple
         forced=config.force,
         resolution=resolution,
         asked=limit < positions,
+        expected=largest_guarded(question, planned) or 0,
     )
     return bounds, question.ceiling_bytes
+
+
+def _expectation(bounds: Bounds, ceiling_bytes: int) -> str:
+    """What the plan says, in a line."""
+    ceiling = format_bytes(ceiling_bytes, 1)
+    if not bounds.planned:
+        return f"plan: nothing fits below the ceiling of {ceiling}"
+    fits = f"{format_tokens(bounds.planned)} tokens fit below the ceiling of {ceiling}"
+    if not bounds.expected:
+        return f"plan: {fits}, but none with what the guard keeps free"
+    if bounds.expected == bounds.planned:
+        return f"plan: {fits}"
+    return f"plan: {fits}, {format_tokens(bounds.expected)} with what the guard keeps free"
 
 
 def print_find_max(document: Mapping[str, Any], console: Console) -> None:
@@ -140,8 +152,11 @@ def print_find_max(document: Mapping[str, Any], console: Console) -> None:
     error = document["prediction_error"]
     if error is not None:
         console.print(
-            f"The plan said {format_tokens(document['predicted_tokens'])} ({error:+.1%})."
+            f"The plan expected {format_tokens(document['predicted_tokens'])} to pass ({error:+.1%})."
         )
+    off = document["peak_prediction_error"]
+    if off is not None:
+        console.print(f"Its predicted peak was {off:+.1%} off what was measured.")
     for note in document["notes"]:
         console.print(f"note: {note}", style="yellow")
     if not document["finished"]:

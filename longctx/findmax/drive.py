@@ -19,6 +19,8 @@ LEDGER, DOCUMENT = "find-max.jsonl", "find-max.json"
 SCHEMA = 1
 # A run that ended in one of these ways says nothing about its size.
 _SAYS_NOTHING = ("error", "interrupted")
+# Other programs' memory may move by this part of the room before the result is called disturbed.
+_DISTURBED = 0.02
 
 Runner = Callable[[Path, Mapping[str, Any], Path | None], tuple[Trial, dict[str, Any]]]
 
@@ -107,8 +109,8 @@ class FindMax:
     def document(self, finished: bool, unfinished_because: str | None = None) -> dict[str, Any]:
         """What `longctx find-max --json` prints."""
         known = verdict(self.bounds, self.outcomes)
-        planned, passing = self.bounds.planned, known.largest_passing
-        error = (planned - passing) / passing if planned and passing else None
+        predicted, passing = self.bounds.guess, known.largest_passing
+        error = (predicted - passing) / passing if predicted and passing else None
         return {
             "schema": SCHEMA,
             "kind": "find-max",
@@ -117,15 +119,47 @@ class FindMax:
             "largest_passing_tokens": passing,
             "smallest_failing_tokens": known.smallest_failing,
             "limited_by": known.limited_by,
-            "predicted_tokens": planned,
+            "predicted_tokens": predicted,
             "prediction_error": round(error, 4) if error is not None else None,
+            "fitting_tokens": self.bounds.planned,
+            "peak_prediction_error": self._peak_error(passing),
             "resolution_tokens": self.bounds.resolution,
             "most_tokens": self.bounds.most,
-            "notes": list(known.notes),
+            "notes": [*known.notes, *self._disturbed()],
             "trials": list(self.trials),
             "directory": str(self.options.directory),
             **self.options.facts,
         }
+
+    def _disturbed(self) -> list[str]:
+        """A note if what others hold moved between the runs by more than the search can tell apart.
+
+        The sizes tried differ in what they need; a shift of the baseline shifts the cliff.
+        """
+        known = [t for t in self.trials if t.get("baseline_used_bytes") is not None]
+        held = [t["baseline_used_bytes"] for t in known]
+        ceiling = self.options.facts.get("ceiling_bytes")
+        if len(held) < 2 or ceiling is None or ceiling <= min(held):
+            return []
+        moved, room = max(held) - min(held), ceiling - min(held)
+        if moved <= _DISTURBED * room:
+            return []
+        return [
+            f"what other programs use changed by {format_bytes(moved)} between the runs "
+            f"({moved / room:.0%} of the room below the ceiling): a quiet machine, or --repeats, "
+            "gives a sharper answer"
+        ]
+
+    def _peak_error(self, size: int | None) -> float | None:
+        """Predicted over measured peak, less 1, of the runs of one size: the farthest off."""
+        errors = [
+            round(trial["predicted_peak_bytes"] / trial["peak_used_bytes"] - 1, 4)
+            for trial in self.trials
+            if trial["target_tokens"] == size
+            and trial["predicted_peak_bytes"]
+            and trial["peak_used_bytes"]
+        ]
+        return max(((abs(error), error) for error in errors), default=(0.0, None))[1]
 
     def _store(self, document: Mapping[str, Any]) -> None:
         write_json(self.options.directory / DOCUMENT, document)
@@ -188,6 +222,7 @@ class FindMax:
                 "wall_s": None,
                 "peak_used_bytes": None,
                 "predicted_peak_bytes": None,
+                "baseline_used_bytes": None,
             }
         )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_FIRST_STEPS = (0.9, 0.75)  # the plan is usually close: look just below it before halving
-_GROWTH = 1.1
+# What the plan knows about. A size that failed for anything else says nothing about the plan.
+_PLANNED = ("memory", "plan")
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class Bounds:
         smallest: no conversation is shorter.
         most: the model's positions, or less where the user asked for no more.
         planned: largest target that the plan lets fit; None where there is no plan.
+        expected: largest target that the plan expects the guard to let through; None as `planned`.
         forced: also try what the plan rules out.
         resolution: how close passing and failing have to come.
         asked: whether `most` is the user's.
@@ -28,6 +29,12 @@ class Bounds:
     forced: bool
     resolution: int
     asked: bool = False
+    expected: int | None = None
+
+    @property
+    def guess(self) -> int | None:
+        """Where the largest passing size should be; None or 0 where nobody knows."""
+        return self.planned if self.expected is None else self.expected
 
     @property
     def limit(self) -> int:
@@ -79,7 +86,9 @@ def bracket(outcomes: Sequence[Outcome]) -> tuple[int | None, int | None]:
 def next_target(bounds: Bounds, outcomes: Sequence[Outcome]) -> int | None:
     """The size to try next, None when the answer is known to the resolution.
 
-    Starts where the plan says that it just fits, looks a little below or above, then halves.
+    Starts where the plan expects the last size that passes. If that passes, the next one is a
+    resolution above, if it fails one below, and so on in strides that soon double: a plan that is
+    right costs two or three runs. Between a size that passed and one that failed it halves.
     """
     if bounds.limit < bounds.smallest:
         return None
@@ -90,20 +99,21 @@ def next_target(bounds: Bounds, outcomes: Sequence[Outcome]) -> int | None:
         assert failing is not None
         if failing <= bounds.smallest:
             return None
-        tried = sum(not o.passed for o in outcomes)
-        if tried <= len(_FIRST_STEPS):
-            guess = int(failing * _FIRST_STEPS[tried - 1])
-        else:
-            guess = (bounds.smallest + failing) // 2
         # What is left between the smallest size and the failing one has to be closed by itself.
         if failing - bounds.smallest <= bounds.resolution:
             return bounds.smallest
+        guess = (bounds.smallest + failing) // 2
+        failures = {o.target_tokens: o.limited_by for o in outcomes if not o.passed}
+        if set(failures.values()) <= set(_PLANNED):
+            guess = max(guess, failing - bounds.resolution * _stride(len(failures)))
         return max(bounds.smallest, min(_on_grid(guess, bounds), failing - 1))
     if failing is None:
         if passing >= bounds.limit:
             return None
-        wider = int(passing * _GROWTH ** (1 + sum(o.passed for o in outcomes)))
-        return min(max(wider, passing + bounds.resolution), bounds.limit)
+        passes = len({o.target_tokens for o in outcomes if o.passed})
+        step = bounds.resolution if bounds.guess else passing // 4
+        wider = passing + max(step, bounds.resolution) * _stride(passes)
+        return min(_on_grid(wider, bounds) if wider < bounds.limit else wider, bounds.limit)
     if failing - passing <= bounds.resolution:
         return None
     middle = _on_grid((passing + failing) // 2, bounds)
@@ -131,13 +141,20 @@ def verdict(bounds: Bounds, outcomes: Sequence[Outcome]) -> Verdict:
     return Verdict(passing, failing, by, tuple(notes))
 
 
+def _stride(tries: int) -> int:
+    """1, 1, 2, 4, 8, ...: a plan that is off by less than a resolution costs three runs at most."""
+    return int(2 ** max(tries - 2, 0))
+
+
 def _edge(bounds: Bounds) -> str:
     return "most" if bounds.asked else "positions"
 
 
 def _start(bounds: Bounds) -> int:
-    if bounds.planned is not None and bounds.planned >= bounds.smallest:
-        return min(bounds.planned, bounds.limit)
+    guess = bounds.guess
+    if guess is not None and guess >= bounds.smallest:
+        # a size that people recognise, unless nothing above it may be tried anyway
+        return bounds.limit if guess >= bounds.limit else _on_grid(guess, bounds)
     return max(bounds.smallest, min(bounds.limit, 4096))
 
 

@@ -12,6 +12,7 @@ from longctx.memory import Pool, discover_pools
 from longctx.memory.types import PoolKind
 from longctx.models import ResolvedModel, resolve_model
 from longctx.plan.conversation import estimate_turns
+from longctx.plan.ladder import room_of
 from longctx.plan.predict import PlannedTurnLike, worker_process_bytes
 from longctx.plan.whatif import Question
 from longctx.units import format_bytes, parse_bytes
@@ -63,7 +64,7 @@ def ask(config: RunConfig, other: Other) -> Asked:
         )
     notes: list[str] = []
     pool, baseline, device = _machine(config, other, notes)
-    limits = resolve_limits(pool, config.ceiling, "auto", used_bytes=baseline)
+    limits = resolve_limits(pool, config.ceiling, config.soft_limit, used_bytes=baseline)
     settings = plan_settings(config, model, device)
     if other.weight_format:
         settings = replace(settings, weight_format=other.weight_format)
@@ -78,6 +79,7 @@ def ask(config: RunConfig, other: Other) -> Asked:
         baseline_used_bytes=baseline,
         process_bytes=worker_process_bytes(device, pool.kind),
         most_tokens=max(model.shape.max_positions, config.target_tokens),
+        guard=room_of(limits),
     )
     return Asked(question, model, pool, limits.source, tuple(notes))
 

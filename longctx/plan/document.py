@@ -8,7 +8,7 @@ from typing import Any
 
 from longctx.plan.cause import cause_of
 from longctx.plan.predict import PlannedTurnLike, PlanSettings, predict_turns
-from longctx.plan.whatif import Question, Seconds, largest, what_if
+from longctx.plan.whatif import Question, Seconds, largest, largest_guarded, what_if
 
 SCHEMA = 1
 
@@ -34,6 +34,7 @@ def plan_document(question: Question, seconds: Seconds = _unknown) -> dict[str, 
     peak = max(turns, key=lambda turn: turn.predicted_peak_bytes)
     over = next((t for t in turns if t.predicted_peak_bytes >= question.ceiling_bytes), None)
     fits = over is None
+    fitting = largest(question, settings, question.chunk_tokens, peak.predicted_peak_bytes)
     return {
         "schema": SCHEMA,
         "kind": "plan",
@@ -45,9 +46,8 @@ def plan_document(question: Question, seconds: Seconds = _unknown) -> dict[str, 
         "first_turn_over": over.index if over else None,
         "cause": cause_of(over or peak, settings, fits),
         "turns": [asdict(turn) for turn in turns],
-        "largest_fitting_tokens": largest(
-            question, settings, question.chunk_tokens, peak.predicted_peak_bytes
-        ),
+        "largest_fitting_tokens": fitting,
+        "largest_admitted_tokens": largest_guarded(question, fitting) if question.guard else None,
         "predicted_s": seconds(settings, question.turns),
         "what_if": [row.as_dict() for row in what_if(question, seconds)],
         "target_tokens": question.target_tokens,

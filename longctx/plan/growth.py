@@ -41,7 +41,12 @@ def host_step_growth_bytes(shape: ModelShape, **step: Any) -> int:
 
     Freed tensors go back to the system or are used again, so it is the step's own peak.
     """
-    return round(step_transient_bytes(shape, **step) * HOST_SLACK_FACTOR) + HOST_SLACK_BYTES
+    return host_bound_bytes(step_transient_bytes(shape, **step))
+
+
+def host_bound_bytes(transient_bytes: int) -> int:
+    """The same, from the step's own bytes."""
+    return round(transient_bytes * HOST_SLACK_FACTOR) + HOST_SLACK_BYTES
 
 
 def step_growth_bytes(

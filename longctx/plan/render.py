@@ -110,17 +110,25 @@ def _print_verdict(plan: Mapping[str, Any], console: Console) -> None:
         )
     console.print(head)
     console.print(_sentence(plan["cause"]), highlight=False)
-    largest = plan["largest_fitting_tokens"]
-    limit = (
-        "" if largest is None or largest < plan["most_tokens"] else " (the model's last position)"
-    )
-    console.print(
-        "Largest target that fits with these settings: "
-        + (f"{format_tokens(largest)} tokens{limit}." if largest else "none."),
-        highlight=False,
-    )
+    console.print(_largest(plan), highlight=False)
     if plan["predicted_s"] is not None:
         console.print(f"Predicted time: {format_seconds(plan['predicted_s'])}.", highlight=False)
+
+
+def _largest(plan: Mapping[str, Any]) -> str:
+    """What fits below the ceiling, and what the guard, which keeps a little free, lets through."""
+    largest, admitted = plan["largest_fitting_tokens"], plan["largest_admitted_tokens"]
+    sentence = "Largest target that fits with these settings: "
+    if not largest:
+        return sentence + "none."
+    limit = " (the model's last position)" if largest >= plan["most_tokens"] else ""
+    sentence += f"{format_tokens(largest)} tokens{limit}."
+    if admitted is None or admitted >= largest:
+        return sentence
+    kept = f"{format_tokens(admitted)} with what the guard keeps free"
+    if plan["fits"] and admitted < plan["target_tokens"]:
+        kept += ", so a run of this target may be stopped"
+    return f"{sentence[:-1]}; {kept}."
 
 
 def _what_if_table(plan: Mapping[str, Any]) -> Table:

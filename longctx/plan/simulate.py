@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from longctx.guard.admission import BOUND_MARGIN
 from longctx.plan.allocator import CachingAllocator
 from longctx.plan.formulas import step_size
+from longctx.plan.growth import SLACK_BYTES, host_bound_bytes
 from longctx.plan.heap import Heap
 from longctx.plan.step import StepSize, record_step
 from longctx.plan.trace import Tape
@@ -29,10 +31,13 @@ class Moment:
     Args:
         live: cause -> bytes of the step that holds most.
         reserved: what the allocator holds at its peak.
+        asked: what would be held if every step took all that admission sets aside for it: what
+            is held before the step, and the bound that the worker states, with its margin.
     """
 
     live: dict[str, int]
     reserved: int
+    asked: int
 
     @property
     def live_bytes(self) -> int:
@@ -81,26 +86,35 @@ class Simulation:
     def turn(self, steps: Sequence[tuple[int, int]]) -> Moment:
         """Runs one turn's steps of (context, new tokens), then releases if asked to."""
         best: dict[str, int] = {}
-        self.allocator.reset_peaks()
+        reserved = asked = self.allocator.reserved_bytes
         for context, new in chosen(steps, MOST_STEPS):
             tape, peak = _tape(self.shape, step_size(new, context, *self.words))
             if sum(peak.values()) > sum(best.values()):
                 best = peak
+            before = self.allocator.reserved_bytes
+            self.allocator.reset_peaks()
             self._replay(tape)
-        reserved = self.allocator.reserved_peak_bytes
+            highest = self.allocator.reserved_peak_bytes
+            reserved = max(reserved, highest)
+            asked = max(asked, before + self._bound(highest - before, sum(peak.values())))
         if self.release:
             self.allocator.empty_cache()
             self._last = ()
         live = sum(best.values())
         if not self.cuda:  # long-lived small blocks pin what could have been trimmed
             reserved = max(reserved, live + min(live, HEAP_KEEPS))
-        return Moment(dict(best), max(reserved, live))
+        return Moment(dict(best), max(reserved, live), asked)
 
     def copy(self) -> Simulation:
         """An independent continuation from here."""
         other = copy.copy(self)
         other.allocator = self.allocator.idle_copy()
         return other
+
+    def _bound(self, growth: int, live: int) -> int:
+        """What a step sets aside: the worker's stated bound (`plan/growth.py`) with its margin."""
+        bound = growth + SLACK_BYTES if self.cuda else host_bound_bytes(live)
+        return round(bound * BOUND_MARGIN)
 
     def _replay(self, tape: Tape) -> None:
         sizes = tuple(size for _, size in tape.events)

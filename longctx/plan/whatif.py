@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from longctx.plan.conversation import estimate_turns
-from longctx.plan.ladder import Ladder
+from longctx.plan.ladder import GuardRoom, Ladder
 from longctx.plan.predict import DEFAULT_STEP, PlannedTurnLike, PlanSettings, predict_turns
 from longctx.shapes import DTYPE_BYTES, ModelShape
 
@@ -41,6 +41,7 @@ class Question:
     Args:
         turns: the conversation's turns.
         most_tokens: largest target worth looking at (the model's positions).
+        guard: what the guard keeps free below the ceiling; None where that is not known.
     """
 
     shape: ModelShape
@@ -52,6 +53,7 @@ class Question:
     baseline_used_bytes: int
     process_bytes: int | None
     most_tokens: int
+    guard: GuardRoom | None = None
 
 
 def changes(question: Question) -> Iterator[tuple[str, PlanSettings, int]]:
@@ -134,3 +136,23 @@ def largest(
     if peak_bytes < question.ceiling_bytes:
         return max(found or 0, target)
     return found if found is None or found < target else target - 1
+
+
+def largest_guarded(question: Question, fitting_tokens: int | None) -> int | None:
+    """Largest target whose run the guard lets through: below the soft limit, every step admitted.
+
+    Args:
+        fitting_tokens: the largest target that stays below the ceiling; the answer is no more.
+    """
+    if fitting_tokens is None:
+        return None
+    ladder = Ladder(
+        question.shape,
+        question.settings,
+        question.chunk_tokens,
+        question.ceiling_bytes,
+        question.baseline_used_bytes,
+        question.process_bytes,
+        question.guard,
+    )
+    return ladder.largest(question.ceiling_bytes, fitting_tokens)

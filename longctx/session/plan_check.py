@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from longctx.config import RunConfig
 from longctx.errors import MemoryStop
+from longctx.guard import Limits
 from longctx.plan.cause import cause_of
-from longctx.plan.ladder import Ladder
+from longctx.plan.ladder import Ladder, room_of
 from longctx.plan.predict import PlanSettings, TurnPrediction
 from longctx.record import Recorder
 from longctx.session.journal import record_plan
@@ -59,7 +60,7 @@ def check_plan(
     if not config.force:
         raise PlanRefused(
             f"Refused before loading: {reason}.",
-            hint=f"{_what_fits(config, script, over, settings, limits.ceiling_bytes)}; `longctx plan` "
+            hint=f"{_what_fits(config, script, over, settings, limits)}; `longctx plan` "
             "with the same flags says what else would; --force tries anyway, under the guard.",
             turn=over.index,
         )
@@ -72,18 +73,19 @@ def _what_fits(
     script: Script,
     over: TurnPrediction,
     settings: PlanSettings,
-    ceiling_bytes: int,
+    limits: Limits,
 ) -> str:
-    """The largest target that the plan lets fit with these settings, in words."""
+    """The largest target that the plan expects to pass with these settings, in words."""
     ladder = Ladder(
         script.model.shape,
         settings,
         config.chunk_tokens,
-        ceiling_bytes,
+        limits.ceiling_bytes,
         over.parts["baseline"],
         over.parts["process"],
+        room_of(limits),
     )
-    largest = ladder.largest(ceiling_bytes, config.target_tokens - 1)
+    largest = ladder.largest(limits.ceiling_bytes, config.target_tokens - 1)
     if largest is None:
         return "No target fits with these settings"
     return f"With these settings {format_tokens(largest)} tokens fit"

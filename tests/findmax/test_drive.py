@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -250,3 +251,32 @@ def test_real_runs_find_the_memory_cliff(tmp_path: Path) -> None:
     document = json.loads(done.stdout)
     assert document["limited_by"] == "memory"
     assert 2_000 < document["largest_passing_tokens"] < 10_000
+
+
+def test_the_prediction_is_what_the_plan_expects_the_guard_to_let_through(tmp_path: Path) -> None:
+    bounds = replace(BOUNDS, planned=9_000, expected=7_000)
+    document = FindMax(options(tmp_path), bounds, run=CliffRuns(CLIFF)).search()
+    assert document["predicted_tokens"] == 7_000
+    assert document["fitting_tokens"] == 9_000
+    assert document["largest_passing_tokens"] == 7_000
+    assert document["prediction_error"] == 0
+    assert document["peak_prediction_error"] == 0
+    assert len(document["trials"]) == 2
+
+
+def test_memory_of_others_that_moves_between_the_runs_is_noted(tmp_path: Path) -> None:
+    held = iter([100, 100, 160, 100, 100, 100, 100, 100])
+
+    def run(
+        directory: Path, flags: Mapping[str, Any], config: Path | None
+    ) -> tuple[Trial, dict[str, Any]]:
+        found, summary = runs(directory, flags, config)
+        return replace(found, baseline_used_bytes=next(held)), summary
+
+    runs = CliffRuns(CLIFF)
+    facts = {"ceiling_bytes": 1_100}
+    moved = FindMax(options(tmp_path / "a", facts=facts), BOUNDS, run=run).search()
+    assert "6% of the room" in moved["notes"][0]
+    held = iter([100] * 20)
+    calm = FindMax(options(tmp_path / "b", facts=facts), BOUNDS, run=run).search()
+    assert calm["notes"] == []

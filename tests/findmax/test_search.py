@@ -62,8 +62,30 @@ def test_it_starts_where_the_plan_says_that_it_just_fits() -> None:
     assert next_target(BOUNDS, []) == 9_000
 
 
-def test_a_good_plan_needs_few_tries() -> None:
-    assert len(search(BOUNDS, 8_600)) <= 4
+@given(st.integers(2_000, 60_000), st.integers(-400, 400), st.sampled_from([500, 1000]))
+def test_a_plan_that_is_right_needs_two_or_three_tries(
+    expected: int, off: int, resolution: int
+) -> None:
+    bounds = replace(BOUNDS, planned=64_000, expected=expected, resolution=resolution)
+    assert len(search(bounds, expected + off)) <= 3
+
+
+@given(st.integers(1_000, 60_000))
+def test_a_plan_that_is_wrong_costs_no_more_than_halving_twice(cliff: int) -> None:
+    bounds = replace(BOUNDS, planned=64_000, expected=12_000)
+    assert len(search(bounds, cliff)) <= 2 * 7 + 2
+
+
+def test_where_recall_limits_the_plan_is_no_guide() -> None:
+    bounds = replace(BOUNDS, planned=64_000, expected=60_000)
+    assert next_target(bounds, [Outcome(60_000, "recall")]) == 30_000
+    assert next_target(bounds, [Outcome(60_000, "memory")]) == 59_500
+
+
+def test_the_limit_itself_is_tried_where_the_plan_expects_it_to_pass() -> None:
+    bounds = replace(BOUNDS, planned=12_250, expected=12_250, forced=False)
+    assert next_target(bounds, []) == 12_250
+    assert next_target(bounds, [Outcome(12_250, None)]) is None
 
 
 def test_what_the_plan_rules_out_is_not_tried_unless_forced() -> None:
