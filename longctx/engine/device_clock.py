@@ -18,6 +18,9 @@ class Mark(Protocol):
             RuntimeError: the device failed before it came so far.
         """
 
+    def passed(self) -> bool:
+        """Whether the device came so far; can be asked for also after it failed."""
+
     def seconds_since(self, earlier: Any) -> float:
         """The device's time from an earlier mark to this one; both must have been waited for."""
 
@@ -44,6 +47,9 @@ class HostMark:
     def wait(self) -> None:
         pass
 
+    def passed(self) -> bool:
+        return True
+
     def seconds_since(self, earlier: HostMark) -> float:
         return self._at - earlier._at
 
@@ -58,15 +64,24 @@ class HostClock:
 
 
 class CudaMark:
-    """An event on the stream that is current: its time is taken when the GPU reaches it."""
+    """An event on the current stream: its time is taken when the GPU reaches it.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        number: counts the marks of a clock.
+        reached: [1], in host memory: the number of the last mark that the GPU came to.
+    """
+
+    def __init__(self, device: torch.device, number: int, reached: torch.Tensor) -> None:
+        self._number, self._reached = number, reached
         # A blocking wait leaves the core to others; nothing waits for this thread meanwhile.
         self._event = torch.cuda.Event(enable_timing=True, blocking=True)
         self._event.record(torch.cuda.current_stream(device))
 
     def wait(self) -> None:
         self._event.synchronize()
+
+    def passed(self) -> bool:
+        return int(self._reached) >= self._number
 
     def seconds_since(self, earlier: CudaMark) -> float:
         return float(earlier._event.elapsed_time(self._event)) / 1e3
@@ -75,16 +90,24 @@ class CudaMark:
 class CudaClock:
     """Of a GPU, which works on while the host prepares the next step.
 
-    A step's memory is allocated when it is launched, so one that still computes hides nothing.
+    A step's memory is allocated when it is launched, so one that still computes hides nothing. The
+    GPU counts the marks that it comes to in host memory: after an error every call of CUDA fails,
+    and this alone still tells which steps had ended before.
     """
 
     ahead = 1
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._marks = 0
+        self._count = torch.zeros(1, dtype=torch.long, device=device)
+        self._reached = torch.zeros(1, dtype=torch.long, pin_memory=True)
 
     def mark(self) -> CudaMark:
-        return CudaMark(self._device)
+        self._marks += 1
+        self._count.add_(1)
+        self._reached.copy_(self._count, non_blocking=True)
+        return CudaMark(self._device, self._marks, self._reached)
 
 
 def clock_of(device: torch.device) -> DeviceClock:

@@ -101,14 +101,17 @@ class Steps:
         while len(self._launched) > leave:
             step = self._launched[0]
             assert step.end is not None
+            elapsed_s = idle_s = None
             try:
                 step.end.wait()
                 elapsed_s = step.end.seconds_since(step.begin)
+                if self._last_end is not None:
+                    idle_s = max(step.begin.seconds_since(self._last_end), 0.0)
             except RuntimeError as error:
-                raise self._device_failed(error) from error
-            idle_s = None
-            if self._last_end is not None:
-                idle_s = max(step.begin.seconds_since(self._last_end), 0.0)
+                if not step.end.passed():
+                    self.failed = step
+                    self._launched.clear()
+                    raise DeviceFailed(f"The device failed in {step}: {error}") from error
             self._last_end = step.end
             self._launched.popleft()
             self._report(step, elapsed_s, idle_s)
@@ -117,8 +120,8 @@ class Steps:
     def ending(self) -> Iterator[None]:
         """Around what asks and launches: whatever ends it, what was launched is reported.
 
-        If a step was being launched, it is the one that failed, unless one before it did: the device
-        reports such an error at whatever it is asked for next.
+        A device reports its own errors at whatever it is asked for next: the step that failed is the
+        first one that did not end, and if all did, the one that was being launched.
 
         Raises:
             DeviceFailed: a step that was launched earlier failed.
@@ -146,16 +149,7 @@ class Steps:
         growth = (step.memory or {}).get("growth_bytes")
         return {"ask": step.question, "growth_bytes": growth}
 
-    def _device_failed(self, error: RuntimeError) -> DeviceFailed:
-        oldest, *behind = self._launched
-        self._launched.clear()
-        self.failed = oldest
-        text = f"The device failed in {oldest}"
-        if behind:
-            text += f", or in {', '.join(map(str, behind))} behind it"
-        return DeviceFailed(f"{text}: {error}")
-
-    def _report(self, step: AskedStep, elapsed_s: float, idle_s: float | None) -> None:
+    def _report(self, step: AskedStep, elapsed_s: float | None, idle_s: float | None) -> None:
         self._talk.send(
             "step",
             ask=step.question,

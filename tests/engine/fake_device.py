@@ -6,6 +6,7 @@ memory is taken then; what the double adds is when the device would have done it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,11 +70,15 @@ class FakeDevice:
         """Launched steps that the device has not done at the host's time."""
         return sum(end > self.now_s for end in self.ends)
 
-    def check(self, until_s: float | None = None) -> None:
-        """Fails if the device has failed by now, or by a moment that is waited for."""
-        if self.fails is None or len(self.ends) <= self.fails:
-            return
-        if self.ends[self.fails] <= (self.now_s if until_s is None else until_s):
+    @property
+    def fails_s(self) -> float:
+        """When the device fails; never, as far as is known, before the launch that does it."""
+        known = self.fails is not None and len(self.ends) > self.fails
+        return self.ends[self.fails] if known and self.fails is not None else math.inf
+
+    def check(self) -> None:
+        """Fails if the device has failed by now, whatever it is asked for."""
+        if self.fails_s <= self.now_s:
             raise RuntimeError(FAILURE)
 
     def mark(self) -> FakeMark:
@@ -88,9 +93,14 @@ class FakeMark:
         self._device, self.at_s = device, at_s
 
     def wait(self) -> None:
-        self._device.check(self.at_s)
-        self._device.now_s = max(self._device.now_s, self.at_s)
+        device = self._device
+        device.now_s = max(device.now_s, min(self.at_s, device.fails_s))
+        device.check()
+
+    def passed(self) -> bool:
+        return self.at_s <= self._device.now_s and self.at_s < self._device.fails_s
 
     def seconds_since(self, earlier: FakeMark) -> float:
+        self._device.check()
         assert self._device.now_s >= self.at_s, "a mark was read that the device has not reached"
         return self.at_s - earlier.at_s
