@@ -154,7 +154,7 @@ def print_find_max(document: Mapping[str, Any], console: Console) -> None:
         console.print(
             f"The plan expected {format_tokens(document['predicted_tokens'])} to pass ({error:+.1%})."
         )
-    off = document["peak_prediction_error"]
+    off = document.get("peak_prediction_error")
     if off is not None:
         console.print(f"Its predicted peak was {off:+.1%} off what was measured.")
     for note in document["notes"]:

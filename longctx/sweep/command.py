@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,6 +59,7 @@ def run_sweep(
         config_file=config_file,
         retry=retry,
         say=say,
+        facts={"config": config.as_dict(), "argv": sys.argv},
     )
     with signals_interrupt():
         return sweep.sweep()

@@ -12,7 +12,9 @@ from typing import Any
 from longctx.compare.document import turns
 from longctx.errors import LongctxError, UsageError
 from longctx.ledger import Ledger, read_ledger, write_json
+from longctx.plan.step_time import fit_nonnegative
 from longctx.sweep.grid import Cell, cost_tokens
+from longctx.sweep.recall import recall_by_depth, target_of
 from longctx.trials import Trial, read_trial, run_trial, trial_name
 from longctx.units import format_bytes, format_seconds
 
@@ -31,6 +33,7 @@ class Sweep:
     Args:
         flags: settings that every run gets, as the user gave them.
         base: the effective target, chunk and mode where they do not vary, to estimate the time.
+        facts: about the sweep, repeated in its document (config, argv).
     """
 
     directory: Path
@@ -41,6 +44,7 @@ class Sweep:
     retry: bool = False
     run: Runner = run_trial
     say: Callable[[str], None] = lambda line: None
+    facts: Mapping[str, Any] = field(default_factory=dict)
     done: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def sweep(self) -> dict[str, Any]:
@@ -57,16 +61,14 @@ class Sweep:
             todo = [cell for cell in self.cells if cell.key not in self.done]
             if len(todo) < len(self.cells):
                 self.say(f"{len(self.cells) - len(todo)} of {len(self.cells)} cells are done")
-            spent_s = spent_cost = 0.0
-            left = sum(cost_tokens(cell, self.base) for cell in todo)
-            for cell in todo:
-                eta = spent_s / spent_cost * left if spent_cost else None
+            costs = [cost_tokens(cell, self.base) for cell in todo]
+            spent: list[tuple[float, float]] = []
+            for number, cell in enumerate(todo):
                 started = time.monotonic()
-                self._cell(ledger, cell, eta)
+                row = self._cell(ledger, cell)
                 write_json(self.directory / DOCUMENT, self.document())
-                cost = cost_tokens(cell, self.base)
-                spent_s, spent_cost = spent_s + time.monotonic() - started, spent_cost + cost
-                left -= cost
+                spent.append((costs[number], time.monotonic() - started))
+                self._tell(cell, row, seconds_left(spent, costs[number + 1 :]))
             document = self.document()
             ledger.write("ended", cells=len(document["cells"]))
         except KeyboardInterrupt:
@@ -86,7 +88,8 @@ class Sweep:
             "directory": str(self.directory),
             "cells_planned": len(self.cells),
             "cells": rows,
-            "recall_by_depth": recall_table(rows, self.base),
+            "recall_by_depth": recall_by_depth(rows, self.base),
+            **self.facts,
         }
 
     def _identity(self) -> dict[str, str]:
@@ -137,7 +140,7 @@ class Sweep:
                 "directory": began["directory"],
             }
 
-    def _cell(self, ledger: Ledger, cell: Cell, eta_s: float | None) -> None:
+    def _cell(self, ledger: Ledger, cell: Cell) -> dict[str, Any]:
         number = self.cells.index(cell) + 1
         directory = self.directory / "runs" / trial_name(number, cell.name)
         while directory.exists():
@@ -160,32 +163,58 @@ class Sweep:
         row = self._row(began, trial, summary)
         ledger.write("cell_ended", **row)
         self.done[cell.key] = row
-        words = " ".join(f"{n}={v}" for n, v in cell.settings)
-        eta = "" if eta_s is None else f"  (about {format_seconds(eta_s)} left before it)"
-        self.say(
-            f"{number}/{len(self.cells)} {words}: {trial.status}, "
-            f"peak {format_bytes(trial.peak_used_bytes)}, {format_seconds(trial.wall_s)}{eta}"
-        )
-        if trial.reason is not None:
-            self.say(f"  {trial.reason}")
+        return row
 
-    @staticmethod
-    def _row(began: Mapping[str, Any], trial: Trial, summary: Mapping[str, Any]) -> dict[str, Any]:
+    def _tell(self, cell: Cell, row: Mapping[str, Any], left_s: float | None) -> None:
+        """One line about a cell that is done, and how long the rest may take."""
+        words = " ".join(f"{name}={value}" for name, value in cell.settings)
+        left = f"; about {format_seconds(left_s)} left" if left_s else ""
+        self.say(
+            f"{self.cells.index(cell) + 1}/{len(self.cells)} {words}: {row['status']}, "
+            f"peak {format_bytes(row['peak_used_bytes'])}, {format_seconds(row['wall_s'])}{left}"
+        )
+        if row["reason"] is not None:
+            self.say(f"  {row['reason']}")
+
+    def _row(
+        self, began: Mapping[str, Any], trial: Trial, summary: Mapping[str, Any]
+    ) -> dict[str, Any]:
         recall = summary.get("recall") or {}
         speed = summary.get("speed") or {}
         return {
             "key": began["key"],
             "settings": dict(began["settings"]),
             "repeat": began.get("repeat", 1),
+            "target_tokens": target_of(began["settings"], self.base),
             **trial.as_dict(),
             "context_tokens": summary.get("context_tokens"),
             "recall_scored": recall.get("scored"),
             "recall_passed": recall.get("passed"),
+            "secrets": [
+                {"depth": secret.get("depth"), "found": secret.get("found")}
+                for secret in recall.get("secrets") or ()
+            ],
             "prefill_tokens_per_s": speed.get("prefill_tokens_per_s"),
             "decode_tokens_per_s": speed.get("decode_tokens_per_s"),
             "time_to_first_token_s": speed.get("time_to_first_token_s"),
             "speed_by_context": speed_by_context(summary),
         }
+
+
+def seconds_left(spent: Sequence[tuple[float, float]], costs: Sequence[float]) -> float | None:
+    """What the cells to come may take: a start that each pays, and a time per token computed.
+
+    Args:
+        spent: (cost, seconds) of the cells that ran.
+        costs: of those that are left.
+    """
+    timed = [(cost, seconds) for cost, seconds in spent if seconds > 0]
+    if not timed or not costs:
+        return None
+    start_s, token_s = fit_nonnegative(
+        [(1.0, cost) for cost, _ in timed], [seconds for _, seconds in timed]
+    )
+    return sum(start_s + token_s * cost for cost in costs)
 
 
 def speed_by_context(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -204,24 +233,6 @@ def speed_by_context(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def recall_table(
-    rows: Sequence[Mapping[str, Any]], base: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Needle depth x length: how many of the scored runs found the secret."""
-    found: dict[tuple[str, str], list[bool]] = {}
-    for row in rows:
-        if not row.get("recall_scored"):
-            continue
-        settings = row["settings"]
-        depth = str(settings.get("secret_depths", base.get("secret_depths", "0")))
-        target = str(settings.get("target_tokens", base.get("target_tokens")))
-        found.setdefault((depth, target), []).append(row.get("recall_passed") is True)
-    return [
-        {"depth": depth, "target_tokens": target, "passed": sum(hits), "runs": len(hits)}
-        for (depth, target), hits in found.items()
-    ]
 
 
 def boot_id() -> str | None:

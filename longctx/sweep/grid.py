@@ -107,6 +107,8 @@ def cost_tokens(cell: Cell, base: Mapping[str, Any]) -> float:
         return float(target)
     mode = str(settings["mode"])
     computed = sum(
-        turn_span(mode, turn.context_tokens - turn.new_tokens, turn.new_tokens)[1] for turn in turns
+        turn_span(mode, turn.context_tokens - turn.new_tokens, turn.new_tokens)[1]
+        * (turn.max_new_tokens if mode == "nocache" else 1)
+        for turn in turns
     )
     return float(max(computed, 1))

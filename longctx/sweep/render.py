@@ -19,7 +19,7 @@ def print_sweep(document: Mapping[str, Any], console: Console) -> None:
     cells = document["cells"]
     console.print(_cells(cells))
     table = document["recall_by_depth"]
-    if table:
+    if table and all("rate" in row for row in table):
         console.print(Text("\nsecret found: depth x length", style="bold"))
         console.print(_recall(table))
     speeds = _speeds(cells)
@@ -62,16 +62,16 @@ def _cells(cells: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _recall(rows: Sequence[Mapping[str, Any]]) -> Table:
-    lengths = sorted({row["target_tokens"] for row in rows}, key=parse_tokens)
-    depths = sorted({row["depth"] for row in rows}, key=_number)
+    lengths = sorted({row["target_tokens"] for row in rows})
+    depths = sorted({row["depth"] for row in rows})
     at = {(row["depth"], row["target_tokens"]): row for row in rows}
-    table = _table("depth", *(format_tokens(parse_tokens(length)) for length in lengths))
+    table = _table("depth", *(format_tokens(length) for length in lengths))
     for depth in depths:
         cells = []
         for length in lengths:
             row = at.get((depth, length))
-            cells.append(f"{row['passed']}/{row['runs']}" if row else "")
-        table.add_row(depth, *cells)
+            cells.append(f"{row['found']}/{row['secrets']}" if row else "")
+        table.add_row(f"{depth:g}", *cells)
     return table
 
 
@@ -107,10 +107,3 @@ def _speeds(cells: Sequence[Mapping[str, Any]]) -> Table | None:
 
 def _short(name: str, value: str) -> str:
     return format_tokens(parse_tokens(value)) if name.endswith("_tokens") else value
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return -1.0

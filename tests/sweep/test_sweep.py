@@ -18,8 +18,9 @@ from rich.console import Console
 from longctx.errors import UsageError
 from longctx.ledger import read_ledger
 from longctx.sweep import Sweep, grid
-from longctx.sweep.drive import LEDGER, recall_table
+from longctx.sweep.drive import LEDGER, seconds_left
 from longctx.sweep.grid import cost_tokens, parse_vary
+from longctx.sweep.recall import recall_by_depth
 from longctx.sweep.render import print_sweep
 from longctx.trials import Trial
 from tests.compare.summaries import summary
@@ -122,8 +123,17 @@ def test_the_grid_holds_every_combination_exactly_once(sizes: list[int], repeats
 
 
 def test_prefilling_again_costs_more_than_keeping() -> None:
-    keep, again = grid({"mode": ["persistent", "reprefill"]})
+    keep, again, without = grid({"mode": ["persistent", "reprefill", "nocache"]})
     assert cost_tokens(again, BASE) > 2 * cost_tokens(keep, BASE)
+    assert cost_tokens(without, BASE) > 10 * cost_tokens(again, BASE)
+
+
+def test_the_time_left_knows_the_start_that_every_run_pays() -> None:
+    spent = [(1_000.0, 11.0), (2_000.0, 12.0), (4_000.0, 14.0)]
+    assert seconds_left(spent, [10_000.0, 1_000.0]) == pytest.approx(20.0 + 11.0)
+    assert seconds_left(spent, []) is None
+    assert seconds_left([], [1.0]) is None
+    assert seconds_left([(5.0, 3.0)], [5.0]) == pytest.approx(3.0)
 
 
 def test_settings_that_do_not_exist_are_refused_with_the_nearest() -> None:
@@ -134,21 +144,29 @@ def test_settings_that_do_not_exist_are_refused_with_the_nearest() -> None:
             parse_vary(text)
 
 
-def test_recall_is_counted_by_depth_and_length() -> None:
+def test_recall_is_a_rate_by_depth_and_length_in_numbers() -> None:
     rows = [
         {"settings": {"target_tokens": t, "secret_depths": d}, "recall_scored": True,
-         "recall_passed": t == "2k"}
-        for t in ("2k", "4k") for d in ("0", "1") for _ in range(2)
+         "recall_passed": t == "2k" or repeat == 0}
+        for t in ("2k", "4k") for d in ("0", "1") for repeat in range(2)
     ]  # fmt: skip
     rows.append({"settings": {"target_tokens": "2k"}, "recall_scored": False})
-    table = {(r["depth"], r["target_tokens"]): (r["passed"], r["runs"]) for r in
-             recall_table(rows, BASE)}  # fmt: skip
-    assert table == {
-        ("0", "2k"): (2, 2),
-        ("1", "2k"): (2, 2),
-        ("0", "4k"): (0, 2),
-        ("1", "4k"): (0, 2),
-    }
+    assert recall_by_depth(rows, BASE) == [
+        {"depth": 0.0, "target_tokens": 2_000, "found": 2, "secrets": 2, "rate": 1.0},
+        {"depth": 0.0, "target_tokens": 4_000, "found": 1, "secrets": 2, "rate": 0.5},
+        {"depth": 1.0, "target_tokens": 2_000, "found": 2, "secrets": 2, "rate": 1.0},
+        {"depth": 1.0, "target_tokens": 4_000, "found": 1, "secrets": 2, "rate": 0.5},
+    ]
+
+
+def test_several_secrets_of_a_run_count_each_at_its_own_depth() -> None:
+    secrets = [{"depth": 0.0, "found": True}, {"depth": 0.5, "found": False}]
+    row = {"settings": {}, "recall_scored": True, "recall_passed": False, "secrets": secrets}
+    table = recall_by_depth([row], {**BASE, "secret_depths": "0,0.5"})
+    assert [(entry["depth"], entry["rate"]) for entry in table] == [(0.0, 1.0), (0.5, 0.0)]
+    del row["secrets"]  # a record of an earlier version
+    table = recall_by_depth([row], {**BASE, "secret_depths": "0,0.5"})
+    assert [(entry["depth"], entry["rate"]) for entry in table] == [(0.0, 0.0), (0.5, 0.0)]
 
 
 def test_the_tables_fit_80_columns(tmp_path: Path) -> None:
@@ -170,6 +188,16 @@ def test_real_runs_are_swept_and_resumed(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert [cell["recall_passed"] for cell in document["cells"]] == [True, True]
+    assert [cell["target_tokens"] for cell in document["cells"]] == [1_000, 2_000]
+    assert [(e["depth"], e["target_tokens"], e["rate"]) for e in document["recall_by_depth"]] == [
+        (0.0, 1_000, 1.0), (0.0, 2_000, 1.0)
+    ]  # fmt: skip
+    assert document["argv"][1:] == words[3:]
+    assert document["config"]["model"] == "fake"
+    page = tmp_path / "page.html"
+    report = [sys.executable, "-m", "longctx", "report", str(tmp_path / "sweep"), "-o", str(page)]
+    assert subprocess.run(report, timeout=60).returncode == 0
+    assert "longctx sweep --model fake --targets 1k,2k" in page.read_text()
     again = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)
     assert "2 of 2 cells are done" in again.stderr
     assert json.loads(again.stdout)["cells"] == document["cells"]
