@@ -144,7 +144,7 @@ values = st.recursive(
 types = st.sampled_from(words("ask step progress turn_done error loaded closed hello riddle"))
 fields = words(
     "ask phase tokens context_tokens need_bytes turn growth_bytes elapsed_s done_bytes total_bytes kind "
-    "message hint allocator"
+    "message hint allocator under_way"
 )
 messages = st.fixed_dictionaries({"type": types}, optional=dict.fromkeys(fields, values))
 
