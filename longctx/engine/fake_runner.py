@@ -129,6 +129,7 @@ class FakeWorker:
         self._ask_count += 1
         factor = self._settings["need_factor"]
         need = None if factor is None else round(real * factor)
+        began = time.monotonic()
         self._send(
             {
                 "type": "ask", "ask": self._ask_count, "phase": phase, "turn": turn,
@@ -138,6 +139,7 @@ class FakeWorker:
         while True:
             answer = self._mailbox.next()
             if answer["type"] in ("go", "stop") and answer.get("ask") == self._ask_count:
+                self._asked_s = time.monotonic() - began
                 return bool(answer["type"] == "go")
             if answer["type"] == "close":
                 sys.exit(0)
@@ -212,7 +214,7 @@ class FakeWorker:
                 {
                     "type": "step", "ask": self._ask_count, "phase": "prefill", "turn": turn,
                     "tokens": tokens, "context_tokens": context, "growth_bytes": real,
-                    "elapsed_s": time.monotonic() - begin,
+                    "elapsed_s": time.monotonic() - begin, "asked_s": self._asked_s,
                     "worker_peak_bytes": status_bytes("VmHWM"), "allocator": None,
                 }
             )  # fmt: skip
