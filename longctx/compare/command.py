@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,6 +71,7 @@ def compare_settings(
         found = _alternating(base, changes, sides, repeats, directory, config_file, say)
     document = _finished(found[0], found[1], (sides[0], sides[1]), thresholds)
     document["directory"] = str(directory)
+    document["argv"] = sys.argv
     write_json(directory / "compare.json", document)
     return document
 

@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from longctx.compare.stats import Ratio, ratio_of
+from longctx.compare.verdict import verdict
 
 SCHEMA = 1
 Summary = Mapping[str, Any]
@@ -159,35 +160,6 @@ def run_row(run: Summary) -> dict[str, Any]:
         "peak_used_bytes": peak_bytes(run),
         "directory": (run.get("record") or {}).get("directory"),
     }
-
-
-def verdict(document: Mapping[str, Any]) -> str:
-    """The comparison in a plain sentence."""
-    a, b = document["names"]
-    parts = [
-        f"{b} took {_times(document['ratios'][name], what)} of {a}"
-        for name, what in (("wall", "the time"), ("peak", "the peak"))
-        if document["ratios"][name] is not None
-    ]
-    same = document["identical_ids"]
-    if same is None:
-        return "nothing to compare"
-    answers = "the answers are identical" if same else "the answers differ"
-    if not same and document["first_difference"]["turn"] is not None:
-        answers += f" from turn {document['first_difference']['turn']} on"
-    failed = [
-        document["names"][i]
-        for i, side in enumerate("ab")
-        if any(status != "passed" for status in document["totals"][side]["status"])
-    ]
-    if failed:
-        parts.append(f"not every run of {' and '.join(failed)} passed")
-    return "; ".join([*parts, answers])
-
-
-def _times(ratio: Mapping[str, Any], what: str) -> str:
-    spread = "" if ratio["pairs"] < 2 else f" ({ratio['low']:.2f} to {ratio['high']:.2f})"
-    return f"{ratio['median']:.2f}x{spread} {what}"
 
 
 def turns(summary: Summary) -> list[Summary]:

@@ -9,7 +9,7 @@ from typing import Any
 
 # What a single run, of which no spread is known, is allowed to differ by.
 SINGLE_RUN_NOISE = 0.10
-_LEAST_NOISE = 0.03
+LEAST_NOISE = 0.03
 
 
 @dataclass(frozen=True)
@@ -56,4 +56,4 @@ def noise_of(values: Sequence[float | None]) -> float:
     known = [value for value in values if value is not None]
     if len(known) < 2 or median(known) == 0:
         return SINGLE_RUN_NOISE
-    return max((max(known) - min(known)) / median(known), _LEAST_NOISE)
+    return max((max(known) - min(known)) / median(known), LEAST_NOISE)

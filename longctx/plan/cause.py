@@ -21,7 +21,7 @@ def cause_of(turn: TurnPrediction, settings: PlanSettings, fits: bool) -> str:
     }
     retention = parts.pop("retention", 0)
     ranked = sorted(parts.items(), key=lambda item: item[1], reverse=True)
-    main = ", ".join(
+    main = ", and ".join(
         _words(name, size, turn, settings) for name, size in ranked[: 1 if retention else 2]
     )
     sentence = main or "nothing in particular"

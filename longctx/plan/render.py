@@ -26,17 +26,18 @@ _COLUMNS = {
 def print_plan(plan: Mapping[str, Any], console: Console) -> None:
     """Print a plan document (see `longctx.plan.document`) at 80 columns or more."""
     settings, model = plan["settings"], plan["model"]
+    packed = f", {settings['weight_format']} weights" if settings["weight_format"] else ""
     console.print(
         Text(
             f"Plan: {settings['mode']} · {format_tokens(plan['target_tokens'])} tokens · "
-            f"{model['name']} · {settings['device']} {settings['dtype']}",
+            f"{model['name']} · {settings['device']} {settings['dtype']}{packed}",
             style="bold",
         )
     )
     step = settings["prefill_step"]
     console.print(
         f"attention {settings['attention']} · prefill step {step} · release {settings['release']} · "
-        f"KV {settings['kv_dtype']} ({format_bytes(model['kv_bytes_per_token'], 1)} a token)",
+        f"KV {settings['kv_dtype']}, {format_bytes(model['kv_bytes_per_token'], 1)}/token",
         style="dim",
         highlight=False,
     )
@@ -138,7 +139,8 @@ def _what_if_table(plan: Mapping[str, Any]) -> Table:
     table.add_column(Text("what if", style="bold"), overflow="fold")
     for name in ("peak GB", "fits", "largest target", *(["time"] if timed else [])):
         table.add_column(Text(name, style="bold"), justify="right", no_wrap=True)
-    for row in plan["what_if"]:
+    asked = {**plan, "change": "as asked"}
+    for row in sorted([asked, *plan["what_if"]], key=lambda row: row["peak_bytes"]):
         largest = row["largest_fitting_tokens"]
         cells = [
             row["change"],
@@ -148,7 +150,7 @@ def _what_if_table(plan: Mapping[str, Any]) -> Table:
         ]
         if timed:
             cells.append(format_seconds(row["predicted_s"]))
-        table.add_row(*cells, style="" if row["fits"] else "dim")
+        table.add_row(*cells, style="bold" if row is asked else "" if row["fits"] else "dim")
     return table
 
 

@@ -86,6 +86,9 @@ def changes(question: Question) -> Iterator[tuple[str, PlanSettings, int]]:
         if smaller >= 64:
             yield f"--chunk-tokens {smaller}", now, smaller
     if now.mode != "persistent" and now.attention == "math":
+        if now.prefill_step == "whole" or int(now.prefill_step) > 512:  # where no path is fused
+            both = replace(now, mode="persistent", prefill_step=512)
+            yield "--mode persistent --prefill-step 512", both, chunk
         best = replace(now, mode="persistent", attention="auto", prefill_step=bounded)
         yield f"--mode persistent --attention auto --prefill-step {bounded}", best, chunk
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from longctx.report.blocks import Page, Section, Table, Text, Tile
 from longctx.report.many_charts import Run
 from longctx.report.many_page import many_sections, name_runs, pair_sentence
+from longctx.report.run_facts import again_blocks
 from longctx.report.run_page import run_subtitle
 from longctx.report.text import gb, number, printable, seconds
 from longctx.report.timeline import Timeline, read_timeline
@@ -42,9 +44,21 @@ def compare_page(data: Mapping[str, Any], folder: Path) -> Page:
         reason=" ".join(printable(c.get("reason") or c.get("name") or "") for c in failed),
         tiles=_tiles(data),
         missing=_missing(runs),
-        sections=[s for s in [*_own_sections(data, checks), *many_sections(runs)] if s.blocks],
+        sections=[
+            s for s in [*_own_sections(data, checks), *_with_command(data, runs)] if s.blocks
+        ],
         footer="Made by longctx. Sizes are decimal: 1 GB = 10^9 bytes. Ratios are B over A.",
     )
+
+
+def _with_command(data: Mapping[str, Any], runs: list[Run]) -> list[Section]:
+    """What several runs share; the comparison's own command stands before those of its runs."""
+    return [
+        replace(section, blocks=[*again_blocks(data), *section.blocks])
+        if section.id == "again"
+        else section
+        for section in many_sections(runs)
+    ]
 
 
 def _title(data: Mapping[str, Any], runs: list[Run]) -> str:

@@ -202,6 +202,10 @@ def test_two_settings_are_run_and_two_finished_runs_are_read(tmp_path: Path) -> 
     assert document["a"]["mode"] == "reprefill"
     assert document["b"]["mode"] == "persistent"
     assert {"wall", "peak", "prefill", "decode"} <= set(document["ratios"])
+    page = tmp_path / "page.html"
+    report = [sys.executable, "-m", "longctx", "report", str(directory), "-o", str(page)]
+    assert subprocess.run(report, timeout=60).returncode == 0
+    assert "longctx compare --model fake --target-tokens 1500" in page.read_text()
     again = compare(str(directory / "a1"), str(directory / "b1"), "--max-peak-ratio", "0.000001")
     assert again.returncode == 4
     assert "FAILED peak" in again.stdout

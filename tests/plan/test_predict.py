@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from longctx.errors import UsageError
 from longctx.plan.cause import cause_of
@@ -22,6 +24,7 @@ from longctx.plan.predict import (
     resolve_prefill_step,
     turn_steps,
 )
+from longctx.plan.render import print_plan
 from longctx.plan.simulate import chosen
 from longctx.plan.whatif import Question, largest, what_if
 from longctx.shapes import preset
@@ -206,6 +209,24 @@ def test_the_plan_names_turn_cause_and_what_would_fit() -> None:
     fitting = plan_document(question(12_000))
     assert fitting["fits"]
     assert fitting["first_turn_over"] is None
+
+
+def test_a_bounded_step_over_a_kept_cache_is_offered_where_attention_has_to_stay_unfused() -> None:
+    by_change = {row.change: row for row in what_if(question(16_000), lambda *_: None)}
+    both = by_change["--mode persistent --prefill-step 512"]
+    assert both.fits
+    assert both.peak_bytes < by_change["--prefill-step 512"].peak_bytes
+    assert both.peak_bytes < by_change["--mode persistent"].peak_bytes
+
+
+def test_the_printed_what_ifs_stand_beside_what_was_asked(capsys: pytest.CaptureFixture) -> None:
+    print_plan(plan_document(question(16_000)), Console(width=80, highlight=False))
+    out = capsys.readouterr().out
+    rows = out[out.index("what if") :].splitlines()[1:]
+    peaks_shown = [float(m[1]) for row in rows if (m := re.search(r"([\d.,]+)  +(?:yes|no)", row))]
+    assert peaks_shown == sorted(peaks_shown)
+    assert any(row.startswith("as asked") for row in rows)
+    assert max(len(line) for line in out.splitlines()) <= 80
 
 
 def test_the_cause_of_a_small_plan_is_the_weights() -> None:
