@@ -112,6 +112,9 @@ def _last_step(timeline: Timeline) -> list[tuple[str, str]]:
         elif answer.get("go"):
             done = number(ask.get("ask")) not in timeline.asks
             text += "; admitted and finished" if done else "; admitted, never finished"
+            under_way = ask.get("under_way")
+            if isinstance(under_way, dict) and number(under_way.get("ask")) in timeline.asks:
+                text += ", nor was the step before it"
         else:
             text += f"; refused ({gb(answer.get('available_bytes'))} available)"
         facts.append(("step", text))

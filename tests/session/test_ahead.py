@@ -88,7 +88,7 @@ def test_a_worker_killed_at_a_launch_leaves_the_question_of_that_step(tmp_path: 
         [sys.executable, "-m", "longctx", "show", str(done.directory), "--postmortem"],
         env=environment(), capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    assert "admitted, never finished" in " ".join(shown.stdout.split())
+    assert "admitted, never finished, nor was the step before it" in " ".join(shown.stdout.split())
 
 
 def test_a_killed_supervisor_leaves_the_last_question_and_no_later_launch(tmp_path: Path) -> None:
