@@ -6,7 +6,8 @@
 Runs `longctx run` with the flags that it does not know itself and prints one JSON line per mode and
 repetition, computed from the record: `steps_s` is the device's time in the prefill steps, `prefill_s`
 the time from the start of every turn to its first token, and `overhead_share` what the second has
-beyond the first, over the first. `answer_ms` is the supervisor's time from a question's arrival to
+beyond the first, over the first. `conversation_share` is the same of all the time of the turns but
+decoding: sending and reading long histories, too. `answer_ms` is the supervisor's time from a question's arrival to
 its answer (before the sync to disk), `asked_ms` the worker's from question to answer (with it).
 With `--at-most 0.02` the exit code is 1 if a share is larger.
 """
@@ -71,6 +72,8 @@ def overhead(events: list[dict[str, Any]]) -> dict[str, Any]:
     steps_s = sum(turn["steps_s"] for turn in finished)
     prefill_s = sum(turn["prefill_s"] for turn in finished)
     steps = sum(turn["steps"] for turn in finished)
+    wall_s = sum(turn["wall_s"] for turn in finished)
+    decode_s = sum(turn["decode_s"] or 0.0 for turn in finished)
     model = next((e for e in events if e["event"] == "model"), {})
     return {
         "model": model.get("name"),
@@ -83,8 +86,9 @@ def overhead(events: list[dict[str, Any]]) -> dict[str, Any]:
         "overhead_s": round(prefill_s - steps_s, 4),
         "overhead_share": round(prefill_s / steps_s - 1, 5) if steps_s else None,
         "ms_per_asked_step": round((prefill_s - steps_s) / steps * 1e3, 3) if steps else None,
-        "conversation_s": round(sum(turn["wall_s"] for turn in finished), 4),
-        "decode_s": round(sum(turn["decode_s"] or 0.0 for turn in finished), 4),
+        "conversation_s": round(wall_s, 4),
+        "decode_s": round(decode_s, 4),
+        "conversation_share": round((wall_s - decode_s) / steps_s - 1, 5) if steps_s else None,
         "answer_ms": _spread(_answer_times(events)),
         "asked_ms": _spread(_field(events, "asked_s")),
         "idle_ms": _spread(_field(events, "idle_s")),
@@ -105,7 +109,7 @@ def _turns(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 def _turn(part: list[dict[str, Any]]) -> dict[str, Any]:
     steps = [e for e in part if e["event"] == "step" and e.get("phase") == "prefill"]
     done = next((e for e in part if e["event"] == "turn_done"), None) or {}
-    took = sum(float(step["elapsed_s"]) for step in steps)
+    took = sum(number(step.get("elapsed_s")) or 0.0 for step in steps)
     prefill_s = number(done.get("prefill_s"))
     return {
         "index": part[0].get("index"),
