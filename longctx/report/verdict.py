@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from longctx.config.settings import SETTINGS, flag_name
 from longctx.report.text import count, duration, gb, number, printable, rate
 
 Summary = Mapping[str, Any]
@@ -29,6 +30,13 @@ _STOPPED_BY = {
     "allocator": "the allocator's cap",
     "worker_lost": "the loss of the worker",
 }
+
+# What a plan is made of; the first three are always said.
+_ALWAYS_SAID = ("model", "target_tokens", "mode")
+_PLANNED = (
+    *_ALWAYS_SAID, "attention", "prefill_step", "chunk_tokens", "release", "device", "dtype",
+    "kv_dtype", "max_answer_tokens", "ceiling",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -281,9 +289,12 @@ def advice(summary: Summary) -> list[str]:
 
 
 def plan_command(config: Mapping[str, Any]) -> str:
-    """The `longctx plan` command that explains a run with these settings."""
+    """The `longctx plan` command that explains a run with these settings: those that memory hangs on."""
     words = ["longctx", "plan"]
-    for key in ("model", "target_tokens", "mode"):
-        if config.get(key) is not None:
-            words += [f"--{key.replace('_', '-')}", str(config[key])]
+    for key in _PLANNED:
+        value, default = config.get(key), SETTINGS[key].default
+        if value is not None and (key in _ALWAYS_SAID or value != default):
+            words += [flag_name(key), str(value)]
+    if config.get("allow_long") is True:
+        words.append("--allow-long")
     return shlex.join(words)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
 
 from longctx.report.terminal import SHOWN_TURNS, print_result
+from longctx.report.verdict import plan_command
 from tests.report.records import make_summary
 
 
@@ -114,6 +117,22 @@ def test_a_stop_names_its_layer_turn_and_reason_and_what_to_try():
     assert "--attention auto" in text
     assert "--mode persistent" in text
     assert "longctx plan --model shape:qwen3-4b --target-tokens 16000" in text
+
+
+def test_the_plan_command_has_every_setting_that_memory_hangs_on_and_no_default():
+    config = {
+        "model": "builtin", "target_tokens": 5_000, "mode": "reprefill", "attention": "math",
+        "ceiling": "+1.5GB", "release": "never", "kv_dtype": "int8", "seed": 7, "allow_long": True,
+    }  # fmt: skip
+    command = plan_command(config)
+    assert command == (
+        "longctx plan --model builtin --target-tokens 5000 --mode reprefill --attention math "
+        "--kv-dtype int8 --ceiling +1.5GB --allow-long"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", *command.split()], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode in (0, 3), done.stderr
 
 
 def test_a_refusal_by_the_plan_is_no_run_that_was_stopped():
