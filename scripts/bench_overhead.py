@@ -7,8 +7,9 @@ Runs `longctx run` with the flags that it does not know itself and prints one JS
 repetition, computed from the record: `steps_s` is the device's time in the prefill steps, `prefill_s`
 the time from the start of every turn to its first token, and `overhead_share` what the second has
 beyond the first, over the first. `conversation_share` is the same of all the time of the turns but
-decoding: sending and reading long histories, too. `answer_ms` is the supervisor's time from a question's arrival to
-its answer (before the sync to disk), `asked_ms` the worker's from question to answer (with it).
+decoding: sending and reading long histories, too. `answer_ms` is the supervisor's time from a
+question's arrival to its answer (before the sync to disk), `asked_ms` the worker's from question to
+answer (with it), `idle_ms` the device's without work before a step.
 With `--at-most 0.02` the exit code is 1 if a share is larger.
 """
 
