@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from longctx.report.terminal import SHOWN_TURNS, print_result
-from longctx.report.verdict import plan_command
+from longctx.report.verdict import advice, plan_command
 from tests.report.records import make_summary
 
 
@@ -146,9 +146,10 @@ def test_a_refusal_by_the_plan_is_no_run_that_was_stopped():
 def test_advice_names_only_settings_that_the_run_did_not_have_already():
     summary = make_summary(stop="soft", attention="auto", mode="persistent")
     summary["config"] |= {"prefill_step": 512, "release": "turn", "kv_dtype": "int8"}
-    text = shown(summary)
-    for flag in ("--attention", "--prefill-step", "--mode persistent:", "--release", "--kv-dtype"):
-        assert flag not in text
+    *lines, plan = advice(summary)
+    assert plan.startswith(plan_command(summary["config"]))
+    for flag in ("--attention", "--prefill-step", "--mode", "--release", "--kv-dtype"):
+        assert not any(flag in line for line in lines)
 
 
 def test_a_passed_run_gets_no_advice():
