@@ -66,17 +66,15 @@ def main() -> None:
         flush = torch.empty(100_000_000, dtype=torch.uint8, device="cuda")
         grid = torch.ones((n + 127) // 128, (k + 127) // 128, device="cuda")
         row = (torch.arange(n, device="cuda") // 128).int()
-        for config in kernels.CONFIGS if all_configs else [None]:
-            extras = kernels.Extras(config=config, flush=None if config else flush)
-            four = time_graph([
-                partial(kernels.nvfp4_rows, x, p, scale, whole, False, extras)
-                for p in packed
-            ])  # fmt: skip
-            eight = time_graph([
-                partial(kernels.fp8_rows, x, w, grid, row, 128, extras)
-                for w in weight
-            ])  # fmt: skip
-            for kind, seconds, size in (("nvfp4", four, n * k * 9 // 16), ("fp8", eight, n * k)):
+        for kind, made in (
+            ("nvfp4", [kernels.nvfp4_weights(p, scale, whole, False) for p in packed]),
+            ("fp8", [kernels.fp8_weights(w, grid, row, 128) for w in weight]),
+        ):
+            known = kernels.configs(k, made[0].lane)
+            for config in known if all_configs else [None]:
+                extras = kernels.Extras(config=config, flush=None if config else flush)
+                seconds = time_graph([partial(kernels.product, x, w, extras) for w in made])
+                size = made[0].words.nbytes + (scale.nbytes if kind == "nvfp4" else 0)
                 print(json.dumps({**line, "format": kind, "config": config, "call_s": seconds,
                                   "bytes_per_s": size / seconds, "of_bf16_time": seconds / base_s,
                                   }), flush=True)  # fmt: skip

@@ -17,6 +17,7 @@ from longctx.engine.kernels import have_triton, launch_module
 from longctx.engine.model import DenseMlp, Layer, Model
 from longctx.engine.quant import Linear
 from longctx.engine.quant.dense import DenseLinear
+from longctx.engine.quant.packed import PackedLinear
 
 MAX_GROUP = 64
 WARM_UPS = 2
@@ -69,9 +70,9 @@ class GraphDecoder:
         shape, device, dtype = model.shape, model.device, model.dtype
         self._launch = launch_module()
         rows = shape.query_heads * shape.head_dim
-        dense = all(isinstance(linear, DenseLinear) for linear in model.linears())
-        # PyTorch's kernels and copies between ours (packed weights need them) do not take part
-        self._early = dense and (self._launch.starts_early(device) if early is None else early)
+        fused = all(_fuses(linear) for linear in model.linears())
+        # kernels of PyTorch between ours (where a matrix has none of ours) do not take part
+        self._early = fused and (self._launch.starts_early(device) if early is None else early)
 
         def empty(*size: int, kind: torch.dtype = dtype) -> torch.Tensor:
             return torch.zeros(*size, dtype=kind, device=device)
@@ -153,47 +154,54 @@ class GraphDecoder:
 
     def _layer(self, index: int, layer: Layer, cos: torch.Tensor, sin: torch.Tensor) -> None:
         buffers, launch, model = self.buffers, self._launch, self.model
-        eps = model.shape.norm_eps
-        mixed = self._normed(layer, self._early and index > 0)
+        eps, stream = model.shape.norm_eps, buffers.stream
+        mlp = layer.mlp
+        assert isinstance(mlp, DenseMlp)
+        assert not isinstance(mlp, Experts)
+        # the first layer's comes behind a copy, so it may not start early
+        self._multiply(layer.qkv, stream, buffers.mixed, layer.input_norm, early=index > 0)
         launch.rotate_and_store(
-            mixed, buffers.query, self.cache, index, layer.qk_norms, eps, cos, sin,
+            buffers.mixed[None], buffers.query, self.cache, index, layer.qk_norms, eps, cos, sin,
             buffers.position, self._early,
         )  # fmt: skip
         launch.decode_attention(
             buffers.query[0], self.cache, index, buffers.position, layer.window, model.scale,
             self._scratch, buffers.attended, self._split, self._early,
         )  # fmt: skip
-        self._add(layer.o, buffers.attended.view(-1))
-        mlp = layer.mlp
-        assert isinstance(mlp, DenseMlp)
-        assert not isinstance(mlp, Experts)
-        if isinstance(mlp.gate_up, DenseLinear):
-            launch.gemv(
-                mlp.gate_up.weight, buffers.stream, buffers.active, norm=layer.post_norm, eps=eps,
-                gated=True,
-            )  # fmt: skip
-            self._add(mlp.down, buffers.active)
-        else:
-            rows = launch.rms_norm(buffers.stream[None], layer.post_norm, eps)
-            self._add(mlp.down, launch.gated(mlp.gate_up(rows), mlp.width)[0])
+        self._multiply(layer.o, buffers.attended.view(-1), stream, residual=stream)
+        # dense gates and ups read so much that waiting programs of theirs only take room
+        early = not isinstance(mlp.gate_up, DenseLinear)
+        self._multiply(
+            mlp.gate_up, stream, buffers.active, layer.post_norm, gated=True, early=early
+        )
+        self._multiply(mlp.down, buffers.active, stream, residual=stream)
 
-    def _normed(self, layer: Layer, early: bool) -> torch.Tensor:
-        """qkv(RMSNorm(stream)) [1, n]; the first layer's comes behind a copy, so never early."""
-        launch, eps, stream = self._launch, self.model.shape.norm_eps, self.buffers.stream
-        if not isinstance(layer.qkv, DenseLinear):
-            return layer.qkv(launch.rms_norm(stream[None], layer.input_norm, eps))
-        launch.gemv(
-            layer.qkv.weight, stream, self.buffers.mixed, norm=layer.input_norm, eps=eps,
-            bias=layer.qkv.bias, early=early,
-        )  # fmt: skip
-        return self.buffers.mixed[None]
-
-    def _add(self, linear: Linear, rows: torch.Tensor) -> None:
-        """stream += linear(rows)."""
-        stream = self.buffers.stream
+    def _multiply(
+        self,
+        linear: Linear,
+        x: torch.Tensor,
+        out: torch.Tensor,
+        norm: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+        gated: bool = False,
+        early: bool = True,
+    ) -> None:
+        """out = linear(RMSNorm(x)) (+ residual), or the gate of its halves: one kernel if it can be."""
+        launch, eps = self._launch, self.model.shape.norm_eps
+        early = early and self._early
         if isinstance(linear, DenseLinear):
-            self._launch.gemv(
-                linear.weight, rows, stream, bias=linear.bias, residual=stream, early=self._early
-            )
+            launch.gemv(linear.weight, x, out, norm, eps, linear.bias, residual, gated, early=early)
+        elif isinstance(linear, PackedLinear) and linear.fuses:
+            added = None if residual is None else residual[None]
+            normed = None if norm is None else (norm, eps)
+            linear.decode_rows(x[None], out[None], added, normed, gated, early)
         else:
-            linear.write_to(rows, stream, residual=stream)
+            row = x if norm is None else launch.rms_norm(x[None], norm, eps)[0]
+            if gated:
+                out.copy_(launch.gated(linear(row[None]), out.numel())[0])
+            else:
+                linear.write_to(row, out, residual)
+
+
+def _fuses(linear: Linear) -> bool:
+    return isinstance(linear, DenseLinear) or (isinstance(linear, PackedLinear) and linear.fuses)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,6 +14,9 @@ from longctx.engine.loading.slots import Slot
 from longctx.engine.quant.formulas import FP8_BLOCK
 from longctx.engine.quant.packed import PackedLinear, Scratch, row_chunks
 from longctx.errors import ModelError
+
+if TYPE_CHECKING:
+    from longctx.engine.quant.kernels import Packed
 
 _RANDOM_STD = 28.0  # of the e4m3 numbers of random weights; the scale brings them to 0.02
 
@@ -155,15 +159,7 @@ class Fp8Linear(PackedLinear):
             wide = scale.repeat_interleave(self.block_columns, dim=1)[:, : self.in_features]
             target[at : at + count] = self.weight[rows].float().mul_(wide)
 
-    def decode_rows(
-        self,
-        x: torch.Tensor,
-        out: torch.Tensor | None = None,
-        residual: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def packed_weights(self) -> Packed:
         from longctx.engine.quant import kernels
 
-        extras = kernels.Extras(self.bias, residual, out, flush=self._scratch.buffer)
-        return kernels.fp8_rows(
-            x, self.weight, self.scale, self.scale_row, self.block_columns, extras
-        )
+        return kernels.fp8_weights(self.weight, self.scale, self.scale_row, self.block_columns)

@@ -2,24 +2,68 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import triton
 
-from longctx.engine.quant import triton_code
+from longctx.engine.quant import bits_code, product_code
+from longctx.engine.quant.formulas import NVFP4_GROUP
 from longctx.engine.quant.tuning import Config, Tuner
 
 DEQUANTIZE_BLOCK = 1024
+WARPS = (2, 4, 8, 16)
+FEWEST_STEPS, MOST_STEPS = 3, 24
+GOOD_STEPS, GOOD_WARPS = 6, 8
+AHEAD = 6  # steps of weights on their way at a time; each takes nine registers of a thread
+PLAIN: Config = (4, 1)
 
-# (output rows, groups of columns, warps) of one program; the first is used where none was timed.
-# Many rows amortise the activations; many groups keep more loads of a small matrix under way.
-CONFIGS: tuple[Config, ...] = (
-    (4, 64, 2), (4, 32, 1), (8, 32, 1), (2, 64, 2), (4, 128, 4), (2, 128, 4), (4, 256, 8),
-)  # fmt: skip
+_tuner = Tuner()
 
-_tuner = Tuner(CONFIGS)
+
+@dataclass(frozen=True)
+class Packed:
+    """Packed weights [n, k] as the kernel reads them.
+
+    Args:
+        words: the packed values, a row of bytes per output row.
+        columns: k.
+        marks: scales: e4m3 [n, k / 16] of NVFP4, or float32 [scale rows, k / block_columns].
+        block_columns: columns that share one of `marks`.
+        whole: float32 [n], NVFP4's global scales; None for e4m3 values.
+        mark_rows: int32 [n], the row of `marks` of each output row; None for NVFP4: its own.
+        divide: by the global scale, instead of multiplying.
+    """
+
+    words: torch.Tensor
+    columns: int
+    marks: torch.Tensor
+    block_columns: int
+    whole: torch.Tensor | None = None
+    mark_rows: torch.Tensor | None = None
+    divide: bool = False
+
+    @property
+    def lane(self) -> int:
+        """Columns in 16 bytes."""
+        return 16 if self.whole is None else 32
+
+
+def nvfp4_weights(
+    packed: torch.Tensor, scale: torch.Tensor, global_scale: torch.Tensor, divide: bool
+) -> Packed:
+    """uint8 [n, k / 2] with e4m3 [n, k / 16] and float32 [n]."""
+    columns = packed.shape[1] * 2
+    return Packed(packed, columns, scale, NVFP4_GROUP, whole=global_scale, divide=divide)
+
+
+def fp8_weights(
+    weight: torch.Tensor, scale: torch.Tensor, scale_row: torch.Tensor, block_columns: int
+) -> Packed:
+    """e4m3 [n, k] with float32 scales; k and block_columns are multiples of 8."""
+    return Packed(weight, weight.shape[1], scale, block_columns, mark_rows=scale_row)
 
 
 @dataclass(frozen=True)
@@ -30,6 +74,9 @@ class Extras:
         bias: [n], or None.
         residual: [m, n] that is added, or None; may be `out`.
         out: [m, n] that receives the result; None: a new tensor in x's dtype.
+        norm: weight and epsilon of an RMSNorm that x goes through first.
+        gated: the result is silu(first half of the outputs) times the second half, [m, n / 2].
+        early: the kernel may start before its predecessor, one of ours, has ended.
         config: fixes the configuration.
         flush: a buffer of the device that timing may overwrite to empty the cache; None: no timing.
     """
@@ -37,6 +84,9 @@ class Extras:
     bias: torch.Tensor | None = None
     residual: torch.Tensor | None = None
     out: torch.Tensor | None = None
+    norm: tuple[torch.Tensor, float] | None = None
+    gated: bool = False
+    early: bool = False
     config: Config | None = None
     flush: torch.Tensor | None = None
 
@@ -44,89 +94,96 @@ class Extras:
 NOTHING = Extras()
 
 
-def nvfp4_rows(
-    x: torch.Tensor,
-    packed: torch.Tensor,
-    scale: torch.Tensor,
-    global_scale: torch.Tensor,
-    divide: bool,
-    extras: Extras = NOTHING,
-) -> torch.Tensor:
-    """x [m, k] times NVFP4 weights: [m, n] in x's dtype, accumulated in float32.
+def configs(columns: int, lane: int) -> list[Config]:
+    """(warps, steps ahead) that are worth timing for rows of `columns`, a good guess first.
 
-    Args:
-        x: bf16, fp16 or fp32; magnitudes below 2^27.
-        packed: uint8 [n, k / 2]; scale: e4m3 [n, k / 16]; global_scale: float32 [n].
+    Many warps share a row where it is long, so that its weights are on their way at once; a few
+    steps each keep the kernel short.
     """
-    n, groups = packed.shape[0], packed.shape[1] // 8
-    x, source, pairs = _activations(x)
-    result = x.new_empty(x.shape[0], n) if extras.out is None else extras.out
+    steps = {warps: triton.cdiv(columns, 4 * lane * warps) for warps in WARPS}
+    fitting = [w for w in WARPS if FEWEST_STEPS <= steps[w] <= MOST_STEPS]
+    guess = next((w for w in WARPS if steps[w] <= GOOD_STEPS), GOOD_WARPS)
+    guess = min(guess, GOOD_WARPS)
+    order = [guess, *(w for w in fitting if w != guess)]
+    return [(warps, min(steps[warps], AHEAD)) for warps in order]
+
+
+def product(x: torch.Tensor, weights: Packed, extras: Extras = NOTHING) -> torch.Tensor:
+    """x [m, k] (through `extras.norm`) times packed weights: [m, n] in x's dtype, summed in float32.
+
+    bf16 goes to the tensor cores of sm_80 and later; everything else takes plain operations, which
+    are right everywhere and slow.
+    """
+    rows = weights.words.shape[0] // (2 if extras.gated else 1)
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    result = x.new_empty(x.shape[0], rows) if extras.out is None else extras.out
+    nibbles = weights.whole is not None
+    norm, eps = extras.norm or (None, 0.0)
+    asm = _for_tensor_cores(x, norm, weights)
+    words, marks = weights.words.view(torch.int32), weights.marks
+    source = x
+    if nibbles:
+        marks = marks.view(torch.int16 if asm else torch.uint8)
+    if asm:
+        source = x.view(torch.int32)
+        norm = None if norm is None else norm.view(torch.int32)
 
     def launch(config: Config, out: torch.Tensor, residual: torch.Tensor | None) -> None:
-        block_n, block_g, warps = config
-        triton_code.nvfp4_rows_kernel[(triton.cdiv(n, block_n), x.shape[0])](
-            source, packed.view(torch.int64), scale.view(torch.uint8), global_scale,
-            extras.bias, residual, out, n, groups, source.stride(0), 1,
-            DIVIDE=divide, PAIRS=pairs, BIAS=extras.bias is not None,
-            RESIDUAL=residual is not None, BLOCK_N=block_n, BLOCK_G=block_g, num_warps=warps,
+        warps, ahead = config
+        steps = triton.cdiv(weights.columns, 4 * weights.lane * warps)
+        grid = (triton.cdiv(rows, 8 if extras.gated else 16), x.shape[0])
+        product_code.product_kernel[grid](
+            source, source if norm is None else norm, words, marks, weights.whole,
+            weights.mark_rows, extras.bias, residual, out, rows, source.stride(0),
+            weights.marks.shape[1], eps, COLUMNS=weights.columns, NIBBLES=nibbles,
+            DIVIDE=weights.divide, BLOCK_COLUMNS=weights.block_columns, NORM=norm is not None,
+            GATED=extras.gated, BIAS=extras.bias is not None, ADD=residual is not None, ASM=asm,
+            WARPS=warps, DEPTH=min(ahead, steps), EARLY=extras.early, launch_pdl=extras.early,
+            num_warps=warps,
         )  # fmt: skip
 
-    _run(("nvfp4", n, groups, x.dtype), launch, result, extras)
-    return result
-
-
-def fp8_rows(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor,
-    scale_row: torch.Tensor,
-    block_columns: int,
-    extras: Extras = NOTHING,
-) -> torch.Tensor:
-    """x [m, k] times e4m3 weights [n, k], k and block_columns multiples of 8: [m, n] in x's dtype.
-
-    Args:
-        scale: float32; scale_row: int32 [n], the row of `scale` that a weight row uses.
-        block_columns: columns that share a scale.
-    """
-    n, groups = weight.shape[0], weight.shape[1] // 8
-    x, source, pairs = _activations(x)
-    result = x.new_empty(x.shape[0], n) if extras.out is None else extras.out
-
-    def launch(config: Config, out: torch.Tensor, residual: torch.Tensor | None) -> None:
-        block_n, block_g, warps = config
-        triton_code.fp8_rows_kernel[(triton.cdiv(n, block_n), x.shape[0])](
-            source, weight.view(torch.int64), scale, scale_row, extras.bias, residual, out,
-            n, groups, source.stride(0), 1, scale.shape[1], BLOCK_GROUPS=block_columns // 8,
-            PAIRS=pairs, BIAS=extras.bias is not None, RESIDUAL=residual is not None,
-            BLOCK_N=block_n, BLOCK_G=block_g, num_warps=warps,
-        )  # fmt: skip
-
-    _run(("fp8", n, groups, x.dtype), launch, result, extras)
+    if asm:
+        key = (nibbles, *weights.words.shape, x.device)
+        _run(key, configs(weights.columns, weights.lane), launch, result, extras)
+    else:
+        launch(extras.config or PLAIN, result, extras.residual)
     return result
 
 
 def _run(
     key: tuple[object, ...],
+    candidates: list[Config],
     launch: Callable[[Config, torch.Tensor, torch.Tensor | None], None],
     result: torch.Tensor,
     extras: Extras,
 ) -> None:
-    config = extras.config
-    if config is None and extras.flush is not None and result.is_cuda:
+    config = extras.config or _tuner.known(key)
+    if config is None and extras.flush is not None:
         trial = torch.empty_like(result)  # a timed run must not touch what the caller gave
-        config = _tuner.choose(key, lambda c: launch(c, trial, None), extras.flush)
-    launch(config or _tuner.known(key), result, extras.residual)
+        config = _tuner.choose(key, candidates, lambda c: launch(c, trial, None), extras.flush)
+    launch(config or candidates[0], result, extras.residual)
 
 
-def _activations(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, bool]:
-    """x with contiguous rows, what the kernel reads, and whether that is pairs of bf16."""
-    if x.stride(-1) != 1:
-        x = x.contiguous()
-    aligned = x.data_ptr() % 4 == 0 and x.stride(0) % 2 == 0
-    if x.dtype is torch.bfloat16 and aligned:
-        return x, x.view(torch.int32), True
-    return x, x, False
+def _for_tensor_cores(x: torch.Tensor, norm: torch.Tensor | None, weights: Packed) -> bool:
+    """Whether the kernel may read 16 bytes at a time, and multiply bf16 on tensor cores."""
+    vectors = [x] if norm is None else [x, norm]
+    return (
+        all(v.dtype is torch.bfloat16 and v.data_ptr() % 16 == 0 for v in vectors)
+        and weights.words.data_ptr() % 16 == 0
+        and (x.shape[0] == 1 or x.stride(0) % 8 == 0)
+        and weights.columns % weights.lane == 0
+        and (
+            weights.whole is not None
+            or weights.block_columns % (4 * weights.lane) == 0
+            or weights.block_columns >= weights.columns
+        )
+        and _has_tensor_cores(x.device)
+    )
+
+
+@functools.cache
+def _has_tensor_cores(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def nvfp4_dequantize(
@@ -139,7 +196,7 @@ def nvfp4_dequantize(
     """Write NVFP4 weights into out [n, k]; the same bits as `formulas.nvfp4_dequantize`, rounded."""
     n, columns = out.shape
     grid = (n, triton.cdiv(columns // 2, DEQUANTIZE_BLOCK))
-    triton_code.nvfp4_dequantize_kernel[grid](
+    bits_code.nvfp4_dequantize_kernel[grid](
         packed, scale.view(torch.uint8), global_scale, out, columns,
         DIVIDE=divide, BLOCK=DEQUANTIZE_BLOCK,
     )  # fmt: skip
@@ -155,7 +212,7 @@ def fp8_dequantize(
     """Write e4m3 weights times their scales into out [n, k]."""
     n, columns = out.shape
     grid = (n, triton.cdiv(columns, DEQUANTIZE_BLOCK))
-    triton_code.fp8_dequantize_kernel[grid](
+    bits_code.fp8_dequantize_kernel[grid](
         weight.view(torch.uint8), scale, scale_row, out, columns, scale.shape[1], block_columns,
         BLOCK=DEQUANTIZE_BLOCK,
     )  # fmt: skip

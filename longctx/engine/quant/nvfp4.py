@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -10,6 +11,9 @@ from longctx.engine.loading.slots import Slot
 from longctx.engine.quant.formulas import NVFP4_GROUP, nvfp4_dequantize
 from longctx.engine.quant.packed import PackedLinear, Scratch, row_chunks
 from longctx.errors import ModelError
+
+if TYPE_CHECKING:
+    from longctx.engine.quant.kernels import Packed
 
 # Root mean square of a random nibble's value; random weights divide by it to get std 0.02.
 _RANDOM_RMS = 2.926
@@ -91,15 +95,7 @@ class Nvfp4Linear(PackedLinear):
                 self.packed[rows], self.scale[rows], self.global_scale[rows], self.divide
             )
 
-    def decode_rows(
-        self,
-        x: torch.Tensor,
-        out: torch.Tensor | None = None,
-        residual: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def packed_weights(self) -> Packed:
         from longctx.engine.quant import kernels
 
-        extras = kernels.Extras(self.bias, residual, out, flush=self._scratch.buffer)
-        return kernels.nvfp4_rows(
-            x, self.packed, self.scale, self.global_scale, self.divide, extras
-        )
+        return kernels.nvfp4_weights(self.packed, self.scale, self.global_scale, self.divide)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
@@ -11,6 +12,9 @@ from torch.nn import functional
 from longctx.engine.loading.slots import Slot
 from longctx.engine.quant.dense import Linear, bias_slots
 from longctx.units import MIB
+
+if TYPE_CHECKING:
+    from longctx.engine.quant.kernels import Packed
 
 CUDA_SCRATCH_BYTES = 256 * MIB
 CPU_SCRATCH_BYTES = 32 * MIB
@@ -117,19 +121,36 @@ class PackedLinear(Linear):
         """As `dequantize_into`, by one kernel."""
         raise NotImplementedError
 
+    def packed_weights(self) -> Packed:
+        """All weights as the kernel reads them."""
+        raise NotImplementedError
+
+    @property
+    def fuses(self) -> bool:
+        """Whether `decode_rows` can be called: there are kernels for this layer."""
+        return self._kernels is not None
+
     def decode_rows(
         self,
         x: torch.Tensor,
         out: torch.Tensor | None = None,
         residual: torch.Tensor | None = None,
+        norm: tuple[torch.Tensor, float] | None = None,
+        gated: bool = False,
+        early: bool = False,
     ) -> torch.Tensor:
-        """x [m, in] with m <= DECODE_ROWS times the packed weights, by a kernel: [m, out].
+        """x [m, in] with m <= DECODE_ROWS times the packed weights, by one kernel: [m, out].
 
         Args:
             out: receives the result.
             residual: is added to it; may be `out`.
+            norm, gated, early: as in `kernels.Extras`.
         """
-        raise NotImplementedError
+        from longctx.engine.quant import kernels
+
+        flush = self._scratch.buffer
+        extras = kernels.Extras(self.bias, residual, out, norm, gated, early, flush=flush)
+        return kernels.product(x, self.packed_weights(), extras)
 
     def write_to(
         self, row: torch.Tensor, out: torch.Tensor, residual: torch.Tensor | None = None

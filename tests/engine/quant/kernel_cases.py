@@ -62,7 +62,7 @@ def nvfp4_case(
     divide: bool,
     dtype: torch.dtype,
     bias: bool,
-    config: tuple[int, int, int] | None = None,
+    config: tuple[int, int] | None = None,
 ) -> None:
     """A few rows times packed weights, and the dequantised block bit for bit."""
     from longctx.engine.quant import kernels
@@ -71,16 +71,15 @@ def nvfp4_case(
     weight = formulas.nvfp4_dequantize(packed, scale, global_scale, divide)
     x = torch.randn(m, k, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     b = torch.randn(n).to(device, dtype) if bias else None
-    out = kernels.nvfp4_rows(
-        x, packed, scale, global_scale, divide, kernels.Extras(b, config=config)
-    )
+    weights = kernels.nvfp4_weights(packed, scale, global_scale, divide)
+    out = kernels.product(x, weights, kernels.Extras(b, config=config))
     assert out.dtype == dtype
     assert out.shape == (m, n)
     close(out, x, weight, b)
     residual = torch.randn(m, n).to(device, dtype)
     added = residual.clone()
     extras = kernels.Extras(b, residual=added, out=added, config=config)
-    kernels.nvfp4_rows(x, packed, scale, global_scale, divide, extras)
+    kernels.product(x, weights, extras)
     close(added, x, weight, residual if b is None else residual.double() + b.double())
     target = torch.full((n, k), math.nan, dtype=exact_dtype(device, dtype), device=device)
     kernels.nvfp4_dequantize(packed, scale, global_scale, divide, target)
@@ -95,7 +94,7 @@ def fp8_case(
     block: int,
     dtype: torch.dtype,
     bias: bool,
-    config: tuple[int, int, int] | None = None,
+    config: tuple[int, int] | None = None,
 ) -> None:
     """As `nvfp4_case`, for e4m3 with block scales."""
     from longctx.engine.quant import kernels
@@ -104,11 +103,59 @@ def fp8_case(
     full = formulas.fp8_dequantize(weight, scale, (block, block))
     x = torch.randn(m, k, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     b = torch.randn(n).to(device, dtype) if bias else None
-    extras = kernels.Extras(b, config=config)
-    close(kernels.fp8_rows(x, weight, scale, row, block, extras), x, full, b)
+    weights = kernels.fp8_weights(weight, scale, row, block)
+    close(kernels.product(x, weights, kernels.Extras(b, config=config)), x, full, b)
     target = torch.full((n, k), math.nan, dtype=exact_dtype(device, dtype), device=device)
     kernels.fp8_dequantize(weight, scale, row, block, target)
     assert torch.equal(target, full.to(target.dtype))
+
+
+def fused_case(
+    device: str,
+    weight_format: str,
+    n: int,
+    k: int,
+    gated: bool,
+    add: bool,
+    dtype: torch.dtype,
+    config: tuple[int, int] | None = None,
+) -> None:
+    """RMSNorm in front, gate and residual behind, all in one kernel: what the parts give."""
+    from longctx.engine.quant import kernels
+
+    draw = torch.Generator().manual_seed(2)
+    outputs = n // 2 if gated else n
+    if weight_format == "nvfp4":
+        made = [t.to(device) for t in packed_nvfp4(n, k, True)]
+        weights = kernels.nvfp4_weights(*made, True)
+        full = formulas.nvfp4_dequantize(*made, True)
+    else:
+        made = [t.to(device) for t in packed_fp8(n, k, 128)]
+        weights = kernels.fp8_weights(*made, 128)
+        full = formulas.fp8_dequantize(made[0], made[1], (128, 128))
+    x = torch.randn(1, k, generator=draw).mul(3).to(device, dtype)
+    norm = torch.rand(k, generator=draw).add(0.5).to(device, dtype)
+    stream = torch.randn(1, outputs, generator=draw).to(device, dtype)
+    before = stream.double()
+    added = stream if add else None
+    extras = kernels.Extras(None, added, stream, (norm, 1e-5), gated, config=config)
+    kernels.product(x, weights, extras)
+    spread = x.double().square().mean().add(1e-5).sqrt()
+    exact_x = x.double() * norm.double()
+    if kernels._for_tensor_cores(x, norm, weights):  # they take it rounded, which is no error
+        exact_x = exact_x.to(dtype).double()
+    exact = (exact_x @ full.double().T) / spread
+    size = exact_x.abs() @ full.double().abs().T / spread
+    bound = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
+    room = size * 4e-6
+    if gated:
+        gate, up = exact.split(outputs, 1)
+        room = room[:, :outputs] * up.abs() * 1.2 + room[:, outputs:] * gate.abs()
+        exact = torch.nn.functional.silu(gate) * up
+    if add:
+        exact = exact + before
+    wrong = (stream.double() - exact).abs() > room + exact.abs() * bound + 1e-30
+    assert not wrong.any(), f"{int(wrong.sum())} of {wrong.numel()} outputs are off"
 
 
 def layer_case(device: str, weight_format: str, bias: bool) -> None:
@@ -146,15 +193,43 @@ def small_cases() -> Iterator[tuple[str, tuple]]:
         yield "nvfp4_case", (1, 37, 48, divide, torch.bfloat16, True)
         yield "nvfp4_case", (3, 16, 1104, divide, torch.float32, False)
         yield "nvfp4_case", (2, 5, 16, divide, torch.float16, True)
-        yield "nvfp4_case", (1, 33, 2064, divide, torch.bfloat16, False, (8, 64, 2))
+        yield "nvfp4_case", (1, 33, 2064, divide, torch.bfloat16, False, (2, 3))
     yield "fp8_case", (1, 200, 312, 128, torch.bfloat16, True)
     yield "fp8_case", (4, 130, 640, 128, torch.float32, False)
     for weight_format in ("nvfp4", "fp8"):
         yield "layer_case", (weight_format, weight_format == "fp8")
     yield "fp8_case", (2, 9, 24, 24, torch.float16, True)
+    yield "fp8_case", (1, 40, 96, 32, torch.bfloat16, False)
+    for weight_format in ("nvfp4", "fp8"):
+        for gated, add in ((False, False), (True, False), (False, True)):
+            yield "fused_case", (weight_format, 74, 416, gated, add, torch.float32)
+            yield "fused_case", (weight_format, 74, 416, gated, add, torch.bfloat16)
+
+
+def tensor_core_cases() -> Iterator[tuple[str, tuple]]:
+    """Those that take 16 bytes at a time and tensor cores: rows and columns that fill no program."""
+    bf16 = torch.bfloat16
+    yield "nvfp4_case", (1, 37, 64, True, bf16, True)
+    yield "nvfp4_case", (2, 40, 416, False, bf16, False)
+    yield "nvfp4_case", (1, 17, 2080, True, bf16, False, (2, 3))
+    yield "nvfp4_case", (1, 17, 1024, True, bf16, False, (4, 1))
+    yield "fp8_case", (1, 37, 64, 128, bf16, True)
+    yield "fp8_case", (2, 40, 416, 64, bf16, False)
+    yield "fp8_case", (1, 17, 1040, 128, bf16, False, (2, 3))
+    yield "fp8_case", (1, 17, 528, 1024, bf16, False)
+    for weight_format in ("nvfp4", "fp8"):
+        for gated, add in ((False, False), (True, False), (False, True)):
+            yield "fused_case", (weight_format, 74, 416, gated, add, bf16)
+            yield "fused_case", (weight_format, 22, 1056, gated, add, bf16, (2, 4))
 
 
 if __name__ == "__main__":
+    from tests.engine.quant.instructions import emulated
+
     for name, arguments in small_cases():
         globals()[name]("cpu", *arguments)
         print("ok", name, *arguments)
+    with emulated():
+        for name, arguments in tensor_core_cases():
+            globals()[name]("cpu", *arguments)
+            print("ok", name, *arguments)

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ import torch
 from tests.engine.quant import kernel_cases
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
+ALL_CASES = [*kernel_cases.small_cases(), *kernel_cases.tensor_core_cases()]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
@@ -21,19 +21,19 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 @pytest.mark.skipif(not HAS_TRITON, reason="needs Triton, which PyTorch for CUDA brings")
 def test_the_interpreter_computes_what_the_formulas_say() -> None:
     run = subprocess.run(
-        [sys.executable, str(Path(kernel_cases.__file__))],
+        [sys.executable, "-m", "tests.engine.quant.kernel_cases"],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count("ok ") == len(list(kernel_cases.small_cases()))
+    assert run.stdout.count("ok ") == len(ALL_CASES)
 
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize(("name", "arguments"), list(kernel_cases.small_cases()))
+@pytest.mark.parametrize(("name", "arguments"), ALL_CASES)
 def test_odd_sizes_on_the_gpu(name: str, arguments: tuple) -> None:
     getattr(kernel_cases, name)("cuda", *arguments)
 
@@ -50,6 +50,12 @@ def test_real_sizes_on_the_gpu(n: int, k: int, m: int) -> None:
     kernel_cases.nvfp4_case("cuda", m, n, k, True, torch.bfloat16, False)
     kernel_cases.nvfp4_case("cuda", m, n, k, False, torch.bfloat16, False)
     kernel_cases.fp8_case("cuda", m, n, k, 128, torch.bfloat16, False)
+    if m == 1:
+        for weight_format in ("nvfp4", "fp8"):
+            for gated, add in ((True, False), (False, True)):
+                for config in (None, (2, 4), (16, 2)):
+                    arguments = (weight_format, n, k, gated, add, torch.bfloat16, config)
+                    kernel_cases.fused_case("cuda", *arguments)
 
 
 @pytest.mark.gpu

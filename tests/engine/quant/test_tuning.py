@@ -41,23 +41,24 @@ def launch_into(launched: list[Config], config: Config) -> None:
 
 
 def test_the_fastest_is_chosen_once_and_remembered(launched: list[Config]) -> None:
-    tuner, flush = Tuner(list(COST)), torch.ones(4)
-    assert tuner.known("a") == (1, 1, 1)
-    assert tuner.choose("a", lambda c: launch_into(launched, c), flush) == (2, 2, 2)
+    tuner, configs, flush = Tuner(), list(COST), torch.ones(4)
+    assert tuner.known("a") is None
+    assert tuner.choose("a", configs, lambda c: launch_into(launched, c), flush) == (2, 2, 2)
     assert set(launched) == set(COST)
     assert not flush.any()
     launched.clear()
-    assert tuner.choose("a", lambda c: launch_into(launched, c), flush) == (2, 2, 2)
+    assert tuner.choose("a", configs, lambda c: launch_into(launched, c), flush) == (2, 2, 2)
     assert tuner.known("a") == (2, 2, 2)
     assert not launched
-    assert tuner.known("b") == (1, 1, 1)
+    assert tuner.known("b") is None
 
 
 def test_nothing_is_timed_while_a_graph_is_captured(
     launched: list[Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    tuner = Tuner(list(COST))
-    chosen = tuner.choose("a", lambda c: launch_into(launched, c), torch.ones(4))
+    tuner = Tuner()
+    chosen = tuner.choose("a", list(COST), lambda c: launch_into(launched, c), torch.ones(4))
     assert chosen == (1, 1, 1)
+    assert tuner.known("a") is None
     assert not launched
