@@ -97,7 +97,7 @@ def _machine(config: RunConfig, other: Other, notes: list[str]) -> tuple[Pool, i
     kind: PoolKind = "unified" if device.startswith("cuda") else "host"
     if other.baseline_bytes is None:
         notes.append("nothing else is assumed to use memory there (--baseline SIZE)")
-    return Pool("planned", kind, other.pool_bytes, None), baseline, device
+    return Pool("the planned machine", kind, other.pool_bytes, None), baseline, device
 
 
 def _this_machine(
