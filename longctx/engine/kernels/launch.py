@@ -183,7 +183,7 @@ class SplitConfig:
 PACKED_SPLIT = SplitConfig(64, 3, 4, 4)  # unpacking needs many warps to hide its latency
 SPLITS = (SplitConfig(128, 3, 4, 1), SplitConfig(64, 3, 4, 2), SplitConfig(32, 2, 4, 2))
 SMALLEST_SPLIT = SplitConfig(16, 2, 4, 2)
-EXACT_SPLIT = SplitConfig(32, 3, 4, 2)  # fp32 without tensor cores: registers are what is short
+EXACT_SPLIT = SplitConfig(32, 2, 8, 2)  # fp32 without tensor cores: with fewer warps it spills
 PACKED_HEAD_DIMS = (64, 128, 256)
 SPARE_BYTES = 16_384
 

@@ -295,7 +295,10 @@ def product_kernel(
             ),
         )  # fmt: skip
     from_norm = norm + (mine // 2 if ASM else mine)
-    wait_for_last(EARLY)
+    if EARLY:
+        wait_for_last(EARLY)
+    else:  # keeps the compiler from putting the loads off to where they are used
+        tl.debug_barrier()
     from_x = x + m * x_stride + (mine // 2 if ASM else mine)
     zero = tl.zeros((32 * WARPS,), tl.float32)
     sums = (zero, zero, zero, zero)
