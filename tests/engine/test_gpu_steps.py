@@ -69,6 +69,24 @@ def test_the_next_step_is_asked_for_while_one_computes() -> None:
     assert done["generated_ids"] == wanted
 
 
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "int8", "fp8"])
+def test_launching_a_step_never_waits_for_the_gpu(kv_dtype: str) -> None:
+    """Else the launch of a step would wait for the step before it."""
+    engine = load_model("builtin", device="cuda", dtype="bfloat16", kv_dtype=kv_dtype)
+    engine.reserve(20_000)
+    engine.extend(random_ids(15_000), 2048)  # compiles
+    engine.truncate(0)
+    try:
+        engine.extend(
+            random_ids(15_000),
+            2048,
+            before_step=lambda _: torch.cuda.set_sync_debug_mode("error"),
+            after_step=lambda _: torch.cuda.set_sync_debug_mode("default"),
+        )
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_a_refused_step_ends_the_turn_when_the_one_before_has_ended() -> None:
     with WorkerProcess() as worker:
         worker.hello()
