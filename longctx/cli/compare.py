@@ -66,6 +66,12 @@ def _compare(
     from longctx.compare.export import as_csv, as_markdown, print_compare
     from longctx.errors import UsageError
 
+    for flag, limit in (("--max-peak-ratio", max_peak_ratio), ("--min-speedup", min_speedup)):
+        if limit is not None and not limit > 0:
+            raise UsageError(f"{flag} {limit:g}: a ratio is above 0.")
+    for path in (csv, markdown):  # found out now, not after the runs
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise UsageError(f"{path} cannot be written: its folder is not there, or it is one.")
     thresholds = Thresholds(
         require_identical=require_identical,
         max_peak_ratio=max_peak_ratio,

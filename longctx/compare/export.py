@@ -80,8 +80,7 @@ def print_compare(document: Mapping[str, Any], console: Console) -> None:
         if any(recall is not None for recall in recalls):
             passed = sum(recall is True for recall in recalls)
             console.print(f"recall {side}: {passed} of {len(recalls)}")
-    verdict = document["verdict"]
-    console.print(Text("\n" + verdict[:1].upper() + verdict[1:] + ".", style="bold"))
+    console.print(Text(f"\nVerdict: {document['verdict']}.", style="bold"))
     for check in document["checks"]:
         style = "green" if check["passed"] else "bold red"
         word = "ok" if check["passed"] else "FAILED"
@@ -98,8 +97,7 @@ def as_markdown(document: Mapping[str, Any]) -> str:
     for name, ratio in document["ratios"].items():
         cells = [f"{ratio[k]:.3f}" for k in ("median", "low", "high")] if ratio else ["n/a"] * 3
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    verdict = document["verdict"]
-    lines += ["", verdict[:1].upper() + verdict[1:] + "."]
+    lines += ["", f"Verdict: {document['verdict']}."]
     lines += [
         f"- {'ok' if c['passed'] else '**FAILED**'} {c['name']}: {c['reason']}"
         for c in document["checks"]

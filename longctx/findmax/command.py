@@ -85,6 +85,8 @@ def search_bounds(config: RunConfig, resolution: int, most: int | None) -> tuple
     question = ask(small, Other()).question
     positions = question.shape.max_positions
     limit = min(most, positions) if most else positions
+    if limit < small.target_tokens:
+        _refuse_too_few(config, limit)
     peak = max(
         turn.predicted_peak_bytes
         for turn in predict_turns(
@@ -107,6 +109,14 @@ def search_bounds(config: RunConfig, resolution: int, most: int | None) -> tuple
         expected=largest_guarded(question, planned) or 0,
     )
     return bounds, question.ceiling_bytes
+
+
+def _refuse_too_few(config: RunConfig, most: int) -> None:
+    """Refuses a --most that is no conversation, before anything runs."""
+    try:
+        ask(replace(config, target_tokens=most), Other())
+    except UsageError as error:
+        raise UsageError(f"--most: {error.message}", hint="Give a larger --most.") from None
 
 
 def _expectation(bounds: Bounds, ceiling_bytes: int) -> str:
@@ -142,13 +152,18 @@ def print_find_max(document: Mapping[str, Any], console: Console) -> None:
         console.print(table)
         console.print()
     passing, failing = document["largest_passing_tokens"], document["smallest_failing_tokens"]
-    if passing is None:
+    if passing is None and not document["trials"]:
+        console.print(
+            Text("No run has ended yet." if not document["finished"] else "Nothing fits.")
+        )
+    elif passing is None:
         console.print(Text("No size passed.", style="bold red"))
     else:
         console.print(Text(f"Largest that passed: {format_tokens(passing)} tokens.", "bold green"))
     if failing is not None:
         console.print(f"Smallest that failed above it: {format_tokens(failing)} tokens.")
-    console.print(f"Limited by {_WORDS.get(document['limited_by'], document['limited_by'])}.")
+    if document["limited_by"] is not None:
+        console.print(f"Limited by {_WORDS.get(document['limited_by'], document['limited_by'])}.")
     error = document["prediction_error"]
     if error is not None:
         console.print(

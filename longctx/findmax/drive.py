@@ -75,6 +75,7 @@ class FindMax:
         why = None
         try:
             ledger.write("find_max", schema=SCHEMA, **self._identity())
+            self._store(self.document(finished=False, unfinished_because="still running"))
             while (target := next_target(self.bounds, self.outcomes)) is not None:
                 why = self._spent(started)
                 if why is not None:

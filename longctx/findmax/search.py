@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# What the plan knows about. A size that failed for anything else says nothing about the plan.
-_PLANNED = ("memory", "plan")
+# What the plan knows about; a crash is most often memory that nobody got to see. A size that failed
+# for anything else says nothing about the plan.
+_PLANNED = ("memory", "plan", "crash")
 
 
 @dataclass(frozen=True)

@@ -58,11 +58,16 @@ class Sweep:
         ledger = Ledger(self.directory / LEDGER)
         try:
             ledger.write("sweep", schema=SCHEMA, flags=self._identity(), boot=boot_id())
+            write_json(self.directory / DOCUMENT, self.document())
             todo = [cell for cell in self.cells if cell.key not in self.done]
             if len(todo) < len(self.cells):
                 self.say(f"{len(self.cells) - len(todo)} of {len(self.cells)} cells are done")
             costs = [cost_tokens(cell, self.base) for cell in todo]
-            spent: list[tuple[float, float]] = []
+            spent = [
+                (cost_tokens(cell, self.base), float(self.done[cell.key].get("wall_s") or 0.0))
+                for cell in self.cells
+                if cell.key in self.done
+            ]
             for number, cell in enumerate(todo):
                 started = time.monotonic()
                 row = self._cell(ledger, cell)

@@ -86,13 +86,15 @@ def _speeds(cells: Sequence[Mapping[str, Any]]) -> Table | None:
         ][1:-1]
         if len(timed) < 2:
             continue
-        shown = [timed[0], timed[len(timed) // 2], timed[-1]]
+        shown = [timed[0], timed[len(timed) // 2] if len(timed) > 2 else None, timed[-1]]
         words = " ".join(str(value) for value in cell["settings"].values())
         lines.append(
             [
                 words,
                 *(
                     f"{s['prefill_tokens_per_s']:,.0f} at {format_tokens(s['context_tokens'])}"
+                    if s
+                    else ""
                     for s in shown
                 ),
             ]

@@ -221,6 +221,10 @@ def test_two_settings_are_run_and_two_finished_runs_are_read(tmp_path: Path) -> 
         (("one", "two"), "one"),
         (("--baseline", "/nowhere.json"), "baseline"),
         (("--repeats", "0"), "repeats"),
+        (("--max-peak-ratio", "0"), "above 0"),
+        (("--min-speedup", "nan"), "above 0"),
+        (("--csv", "/nowhere/turns.csv"), "cannot be written"),
+        (("--markdown", "/"), "cannot be written"),
     ],
 )
 def test_what_cannot_be_compared_is_said_with_exit_2(words: tuple[str, ...], said: str) -> None:
