@@ -52,8 +52,8 @@ class CliffRuns:
 BOUNDS = Bounds(smallest=500, most=64_000, planned=9_000, forced=True, resolution=500)
 
 
-def dies_at(directory: Path, write: int, after: bool) -> None:
-    """Searches, and kills this process at the given write of the record (before or after it)."""
+def die_at_write(write: int, after: bool) -> None:
+    """From now on, kills this process at the given write of a record (before or after it)."""
     done = 0
     plain = Ledger.write
 
@@ -67,8 +67,9 @@ def dies_at(directory: Path, write: int, after: bool) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     Ledger.write = deadly  # type: ignore[method-assign]
-    FindMax(FindMaxOptions(directory, {"mode": "reprefill"}), BOUNDS, run=CliffRuns(7_300)).search()
 
 
 if __name__ == "__main__":
-    dies_at(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "after")
+    die_at_write(int(sys.argv[2]), sys.argv[3] == "after")
+    options = FindMaxOptions(Path(sys.argv[1]), {"mode": "reprefill"})
+    FindMax(options, BOUNDS, run=CliffRuns(7_300)).search()

@@ -254,7 +254,14 @@ def test_real_runs_find_the_memory_cliff(tmp_path: Path) -> None:
 
 
 def test_the_prediction_is_what_the_plan_expects_the_guard_to_let_through(tmp_path: Path) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
     bounds = replace(BOUNDS, planned=9_000, expected=7_000)
+    with pytest.raises(KeyboardInterrupt):
+        FindMax(options(tmp_path), bounds, run=interrupted).search()
+    early = json.loads((tmp_path / "find-max.json").read_text())
+    assert (early["trials"], early["finished"], early["predicted_tokens"]) == ([], False, 7_000)
     document = FindMax(options(tmp_path), bounds, run=CliffRuns(CLIFF)).search()
     assert document["predicted_tokens"] == 7_000
     assert document["fitting_tokens"] == 9_000

@@ -25,9 +25,8 @@ from longctx.sweep.render import print_sweep
 from longctx.trials import Trial
 from tests.compare.summaries import summary
 from tests.findmax.fake_runs import trial
-
-BASE = {"target_tokens": 16_000, "chunk_tokens": 4_000, "mode": "persistent", "secret_depths": "0"}
-VARIED = {"target_tokens": ["2k", "4k"], "secret_depths": ["0", "0.5"]}
+from tests.sweep import dying
+from tests.sweep.settings import BASE, VARIED
 
 
 class Runs:
@@ -96,6 +95,31 @@ def test_a_cell_whose_sweep_was_killed_is_run_again(tmp_path: Path) -> None:
     document = sweep(tmp_path, runs)
     assert len(runs.flags) == 3
     assert all(cell["passed"] for cell in document["cells"])
+
+
+@pytest.mark.parametrize("after", ["before", "after"])
+@pytest.mark.parametrize("write", [1, 2, 3, 4, 9, 10])
+def test_a_sweep_that_was_killed_goes_on_from_its_record(
+    tmp_path: Path, write: int, after: str
+) -> None:
+    directory = tmp_path / "sweep"
+    words = [sys.executable, "-m", "tests.sweep.dying", str(directory), str(write), after]
+    assert subprocess.run(words, timeout=60).returncode == -9
+    document = dying.make(directory).sweep()
+    assert len(document["cells"]) == document["cells_planned"] == 4
+    assert all(cell["passed"] for cell in document["cells"])
+    starts = (directory / "starts").read_text().split("\n")[:-1]
+    # a cell is only run twice if its end did not get onto the record: cell n ends with write 2n + 1
+    lost = (after == "before" and write % 2 and 3 <= write <= 9) or 0
+    assert len(starts) == 4 + int(bool(lost))
+    assert json.loads((directory / "sweep.json").read_text())["cells"] == document["cells"]
+
+
+def test_a_sweep_can_be_shown_from_its_first_moment(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        sweep(tmp_path, Runs(interrupt=1))
+    document = json.loads((tmp_path / "sweep.json").read_text())
+    assert (document["cells"], document["cells_planned"]) == ([], 4)
 
 
 def test_another_sweep_is_not_resumed(tmp_path: Path) -> None:
