@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from longctx.guard import Admission, Limits, StepRequest, resolve_limits
@@ -66,6 +66,7 @@ def guard_lets_through(plan: PlanSettings, target: int, limits: Limits) -> bool:
     st.sampled_from(["never", "turn"]),
     st.integers(30, 116),
 )
+@example("reprefill", 512, "never", 60)  # small steps: the soft limit comes before a refusal
 def test_what_is_expected_to_pass_is_admitted_step_by_step_and_one_token_more_is_not(
     mode: str, step: int | str, release: str, gigabytes: int
 ) -> None:
