@@ -27,6 +27,28 @@ def wait_for_last(EARLY: tl.constexpr):
 
 
 @triton.jit
+def prefetch_rows(base, first, last, WIDTH: tl.constexpr, ROWS: tl.constexpr):
+    """Asks for up to ROWS rows of WIDTH elements, of rows first..last, to be brought to L2.
+
+    It reads nothing, so it may come before what writes these rows is done. Row `last` exists; no
+    row beyond it is touched, not even where `first` lies beyond it.
+    """
+    LINE: tl.constexpr = 1024 // base.dtype.element_ty.primitive_bitwidth  # elements in 128 bytes
+    LINES: tl.constexpr = triton.next_power_of_2((ROWS * WIDTH + LINE - 1) // LINE)
+    begin = first.to(tl.int64) * WIDTH
+    end = last.to(tl.int64) * WIDTH + WIDTH - 1
+    at = tl.minimum(begin + tl.arange(0, LINES) * LINE, end)
+    tl.inline_asm_elementwise(
+        "{ prefetch.global.L2 [$1]; mov.b32 $0, 0; }",
+        "=r,l",
+        [(base + at).to(tl.int64)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
 def _weights(base, start, at, ok, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
     """A tile [rows, BLOCK] of weights from column `start` on, 0 beyond the last."""
     k = start + at
@@ -106,9 +128,9 @@ def split_kernel(
     log-sum-exps. The length is position[0] + 1, read here, so that one captured graph serves every
     length. The heads of a group are rows of one product, so a key is read once for all of them.
     SCALED: int8 with one fp16 scale per token. EXACT: fp32 products in full precision.
+    EARLY: `position` is not written by the kernels that may still run.
     """
     start_next(EARLY)
-    wait_for_last(EARLY)
     head = tl.program_id(0)
     split = tl.program_id(1)
     length = (tl.load(position) + 1).to(tl.int32)
@@ -117,6 +139,11 @@ def split_kernel(
     per = tl.cdiv(tl.cdiv(span, SPLITS), BLOCK) * BLOCK
     begin = first + split * per
     end = tl.minimum(begin + per, length)
+    if EARLY:
+        start = head.to(tl.int64) * capacity * D
+        prefetch_rows(keys + start, begin, end - 1, D, 2 * BLOCK)
+        prefetch_rows(values + start, begin, end - 1, D, 2 * BLOCK)
+    wait_for_last(EARLY)
     row = tl.arange(0, ROWS)
     at = tl.arange(0, D_BLOCK)
     real = row < GROUP

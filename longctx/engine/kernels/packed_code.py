@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from longctx.engine.kernels.decode_code import start_next, wait_for_last
+from longctx.engine.kernels.decode_code import prefetch_rows, start_next, wait_for_last
 
 
 @triton.jit
@@ -84,7 +84,6 @@ def split_packed_kernel(
     is int8 with fp16 scales per token, 2 is e4m3.
     """
     start_next(EARLY)
-    wait_for_last(EARLY)
     head = tl.program_id(0)
     split = tl.program_id(1)
     length = (tl.load(position) + 1).to(tl.int32)
@@ -92,6 +91,11 @@ def split_packed_kernel(
     per = tl.cdiv(tl.cdiv(length - first, SPLITS), BLOCK) * BLOCK
     begin = first + split * per
     end = tl.minimum(begin + per, length)
+    if EARLY:
+        start = head.to(tl.int64) * capacity * WORDS
+        prefetch_rows(keys + start, begin, end - 1, WORDS, 2 * BLOCK)
+        prefetch_rows(values + start, begin, end - 1, WORDS, 2 * BLOCK)
+    wait_for_last(EARLY)
     row = tl.arange(0, ROWS)
     at = tl.arange(0, WORDS)
     real = row < GROUP

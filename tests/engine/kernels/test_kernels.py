@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from longctx.engine.quant.write import quantize_checkpoint
 from tests.engine.checkpoints import Checkpoint
 from tests.engine.kernels import kernel_cases
 
@@ -54,10 +56,30 @@ def test_a_whole_model_through_the_interpreter(
     changes: dict[str, Any],
     checkpoint: Callable[..., Checkpoint],
 ) -> None:
-    made = checkpoint(family, **changes)
-    program = [sys.executable, "-m", "tests.engine.kernels.whole_model"]
+    run_whole_model(checkpoint(family, **changes).folder, kv_dtype, bound)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_TRITON, reason="needs Triton, which PyTorch for CUDA brings")
+@pytest.mark.parametrize("weight_format", ["nvfp4", "fp8"])
+def test_a_whole_packed_model_through_the_interpreter(
+    weight_format: str, tmp_path: Path, checkpoint: Callable[..., Checkpoint]
+) -> None:
+    made = checkpoint("Qwen3")
+    packed = quantize_checkpoint(made.folder, tmp_path / "packed", weight_format).folder
+    run_whole_model(packed, "float32", 1e-5)
+
+
+def run_whole_model(folder: Path, kv_dtype: str, bound: float) -> None:
     run = subprocess.run(
-        [*program, str(made.folder), kv_dtype, str(bound)],
+        [
+            sys.executable,
+            "-m",
+            "tests.engine.kernels.whole_model",
+            str(folder),
+            kv_dtype,
+            str(bound),
+        ],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
