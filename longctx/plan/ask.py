@@ -17,6 +17,8 @@ from longctx.plan.predict import PlannedTurnLike, worker_process_bytes
 from longctx.plan.whatif import Question
 from longctx.units import format_bytes, parse_bytes
 
+OTHER_MACHINE = "the planned machine"  # stands for the name of its pool
+
 
 @dataclass(frozen=True)
 class Other:
@@ -97,7 +99,7 @@ def _machine(config: RunConfig, other: Other, notes: list[str]) -> tuple[Pool, i
     kind: PoolKind = "unified" if device.startswith("cuda") else "host"
     if other.baseline_bytes is None:
         notes.append("nothing else is assumed to use memory there (--baseline SIZE)")
-    return Pool("the planned machine", kind, other.pool_bytes, None), baseline, device
+    return Pool(OTHER_MACHINE, kind, other.pool_bytes, None), baseline, device
 
 
 def _this_machine(

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from longctx.plan.ask import OTHER_MACHINE
 from longctx.units import GB, format_bytes, format_seconds, format_tokens
 
 _SHOWN_TURNS = 12
@@ -49,6 +50,9 @@ def print_plan(plan: Mapping[str, Any], console: Console) -> None:
     _print_verdict(plan, console)
     console.print()
     console.print(_what_if_table(plan))
+    here = plan.get("pool", {}).get("name") not in (None, OTHER_MACHINE)
+    if plan["predicted_s"] is None and here:
+        console.print("\nTimes: --calibrate measures them, in a minute at most.", style="dim")
 
 
 def _turn_table(plan: Mapping[str, Any]) -> Table:
