@@ -16,6 +16,7 @@ import triton.language as tl
 
 from longctx.engine.kernels.decode_code import start_next, wait_for_last
 from longctx.engine.quant.bits_code import E4M3_WHOLE, e2m1_pair, e4m3_pair, high, low
+from longctx.engine.quant.lane_code import both_high, both_low, four_words, mma, times
 
 _E4M3_WHOLE_PAIR = tl.constexpr(0x7B807B80)  # 2^120 as two bf16
 # Of a group's scale: lifts e2m1 x 2^-126 to where bf16 and its products are normal numbers.
@@ -24,108 +25,10 @@ _LIFT_REST = tl.constexpr(2.0**8)
 
 
 @triton.jit
-def _four_words(pointer, left, WORD: tl.constexpr, ONCE: tl.constexpr, ASM: tl.constexpr):
-    """Four int32 from a 16-byte boundary on, 0 where none of the `left` values is left.
-
-    A word holds WORD values, and with ASM all four are there or none. ONCE: read by nobody else,
-    and never written, so it need not stay in L1.
-    """
-    if ASM and ONCE:
-        words = tl.inline_asm_elementwise(
-            """{
-            .reg .pred some;
-            setp.gt.s32 some, $5, 0;
-            mov.b32 $0, 0;
-            mov.b32 $1, 0;
-            mov.b32 $2, 0;
-            mov.b32 $3, 0;
-            @some ld.global.L1::no_allocate.v4.b32 {$0, $1, $2, $3}, [$4];
-            }""",
-            "=&r,=&r,=&r,=&r,l,r",
-            [pointer.to(tl.int64), left],
-            dtype=(tl.int32, tl.int32, tl.int32, tl.int32),
-            is_pure=False,
-            pack=1,
-        )
-    elif ASM:
-        words = tl.inline_asm_elementwise(
-            """{
-            .reg .pred some;
-            setp.gt.s32 some, $5, 0;
-            mov.b32 $0, 0;
-            mov.b32 $1, 0;
-            mov.b32 $2, 0;
-            mov.b32 $3, 0;
-            @some ld.global.v4.b32 {$0, $1, $2, $3}, [$4];
-            }""",
-            "=&r,=&r,=&r,=&r,l,r",
-            [pointer.to(tl.int64), left],
-            dtype=(tl.int32, tl.int32, tl.int32, tl.int32),
-            is_pure=False,
-            pack=1,
-        )
-    else:
-        words = (
-            tl.load(pointer, mask=left > 0, other=0),
-            tl.load(pointer + 1, mask=left > WORD, other=0),
-            tl.load(pointer + 2, mask=left > 2 * WORD, other=0),
-            tl.load(pointer + 3, mask=left > 3 * WORD, other=0),
-        )
-    return words
-
-
-@triton.jit
-def _times(pair, factor):
-    """The products of two pairs of bf16, each rounded once; subnormal factors count."""
-    return tl.inline_asm_elementwise(
-        "{ .reg .b32 zero; mov.b32 zero, 0; fma.rn.bf16x2 $0, $1, $2, zero; }",
-        "=r,r,r",
-        [pair, factor],
-        dtype=tl.int32,
-        is_pure=True,
-        pack=1,
-    )
-
-
-@triton.jit
-def _mma(sums, a0, a1, a2, a3, b0, b1):
-    """sums + A B on a warp's tensor cores: A [16 rows, 16 columns], B the same vector eight times.
-
-    Of each row the four threads of its quarter-warp hold four columns: a0 and a2 (first row), a1
-    and a3 (second row), b0 and b1. sums[0] and sums[2] become the rows' sums in each of the four.
-    """
-    return tl.inline_asm_elementwise(
-        """mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32
-        {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};""",
-        "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
-        [a0, a1, a2, a3, b0, b1, sums[0], sums[1], sums[2], sums[3]],
-        dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
-        is_pure=False,
-        pack=1,
-    )
-
-
-@triton.jit
-def _both_low(a, b):
-    """The low halves of two words in one, a's in the low half."""
-    return tl.inline_asm_elementwise(
-        "prmt.b32 $0, $1, $2, 0x5410;", "=r,r,r", [a, b], dtype=tl.int32, is_pure=True, pack=1
-    )
-
-
-@triton.jit
-def _both_high(a, b):
-    """The high halves of two words in one, a's in the low half."""
-    return tl.inline_asm_elementwise(
-        "prmt.b32 $0, $1, $2, 0x7632;", "=r,r,r", [a, b], dtype=tl.int32, is_pure=True, pack=1
-    )
-
-
-@triton.jit
 def _eight(pointer, left, ASM: tl.constexpr):
     """Eight neighbouring activations: bf16 in four words (ASM), or eight float32."""
     if ASM:
-        values = _four_words(pointer, left, 2, False, ASM)
+        values = four_words(pointer, left, 2, False, ASM)
     else:
         values = ()
         for k in tl.static_range(8):
@@ -157,15 +60,15 @@ def _pairs(x, norm, NORM: tl.constexpr, NIBBLES: tl.constexpr, ASM: tl.constexpr
         a, b, c, d = x
         if NORM:
             a, b, c, d = (
-                _times(a, norm[0]),
-                _times(b, norm[1]),
-                _times(c, norm[2]),
-                _times(d, norm[3]),
+                times(a, norm[0]),
+                times(b, norm[1]),
+                times(c, norm[2]),
+                times(d, norm[3]),
             )
         if NIBBLES:
-            pairs = (_both_low(a, c), _both_high(a, c), _both_low(b, d), _both_high(b, d))
+            pairs = (both_low(a, c), both_high(a, c), both_low(b, d), both_high(b, d))
         else:
-            pairs = (_both_low(a, b), _both_high(a, b), _both_low(c, d), _both_high(c, d))
+            pairs = (both_low(a, b), both_high(a, b), both_low(c, d), both_high(c, d))
     else:
         values = ()
         for k in tl.static_range(8):
@@ -185,7 +88,7 @@ def _pairs(x, norm, NORM: tl.constexpr, NIBBLES: tl.constexpr, ASM: tl.constexpr
 def _four_columns(sums, p0, p1, q0, q1, f, h, x0, x1, ASM: tl.constexpr):
     """sums + products of four columns: pairs p of the first row times f, q of the second times h."""
     if ASM:
-        sums = _mma(sums, _times(p0, f), _times(q0, h), _times(p1, f), _times(q1, h), x0, x1)
+        sums = mma(sums, times(p0, f), times(q0, h), times(p1, f), times(q1, h), x0, x1)
     else:
         first = (
             low(p0) * f * x0[0] + high(p0) * f * x0[1] + low(p1) * f * x1[0] + high(p1) * f * x1[1]
@@ -203,7 +106,7 @@ def _group_factor(codes, GROUP: tl.constexpr, ASM: tl.constexpr):
     factor = low(e4m3_pair(codes >> (8 * GROUP), 0)) * E4M3_WHOLE * _LIFT
     if ASM:
         factor = factor.to(tl.int32, bitcast=True)
-        factor = _both_high(factor, factor)
+        factor = both_high(factor, factor)
     return factor
 
 
@@ -215,29 +118,81 @@ def _over(values, WARPS: tl.constexpr):
 
 @triton.jit
 def _step(
-    words, other, marks, more_marks, mark_columns, mine, OFFSET: tl.constexpr, FULL: tl.constexpr,
+    words, other, marks, more_marks, mark_columns, mine, offset, FULL: tl.constexpr,
     COLUMNS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, NIBBLES: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """What a thread reads of both its rows, OFFSET columns on: words, and what scales them."""
+    """What a thread reads of both its rows, `offset` columns on: words, and what scales them."""
     WORD: tl.constexpr = 8 if NIBBLES else 4
-    left = mine * 0 + 32 if FULL else COLUMNS - OFFSET - mine
-    a = _four_words(words + OFFSET // WORD, left, WORD, True, ASM)
-    b = _four_words(other + OFFSET // WORD, left, WORD, True, ASM)
+    left = mine * 0 + 32 if FULL else COLUMNS - offset - mine
+    a = four_words(words + offset // WORD, left, WORD, True, ASM)
+    b = four_words(other + offset // WORD, left, WORD, True, ASM)
     if NIBBLES and ASM:  # int16: the scales of two groups
-        f = tl.load(marks + OFFSET // 32, mask=left > 0, other=0).to(tl.int32)
-        h = tl.load(more_marks + OFFSET // 32, mask=left > 0, other=0).to(tl.int32)
+        f = tl.load(marks + offset // 32, mask=left > 0, other=0).to(tl.int32)
+        h = tl.load(more_marks + offset // 32, mask=left > 0, other=0).to(tl.int32)
     elif NIBBLES:
-        at = OFFSET // 16
+        at = offset // 16
         f = tl.load(marks + at, mask=left > 0, other=0).to(tl.int32)
         h = tl.load(more_marks + at, mask=left > 0, other=0).to(tl.int32)
         f |= tl.load(marks + at + 1, mask=left > 16, other=0).to(tl.int32) << 8
         h |= tl.load(more_marks + at + 1, mask=left > 16, other=0).to(tl.int32) << 8
     else:
         # beyond the columns too: it scales a sum in which other threads have a part
-        at = tl.minimum((mine + OFFSET) // BLOCK_COLUMNS, mark_columns - 1)
+        at = tl.minimum((mine + offset) // BLOCK_COLUMNS, mark_columns - 1)
         f = tl.load(marks + at)
         h = tl.load(more_marks + at)
     return a, b, f, h
+
+
+@triton.jit
+def _advance(
+    sums, squares, read, from_x, from_norm, m1, m2, mine, own, offset, FULL: tl.constexpr,
+    COLUMNS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, NORM: tl.constexpr, NIBBLES: tl.constexpr,
+    ASM: tl.constexpr, OWN: tl.constexpr, UNITS: tl.constexpr,
+):  # fmt: skip
+    """One step: sums + products of what `_step` read with the activations, and squares + theirs."""
+    words, other, f, h = read
+    PER: tl.constexpr = 2 if ASM else 1  # activations in an element
+    if NORM:
+        left = COLUMNS - offset - mine - own
+        squares += _squares(from_x + (own + offset) // PER, left, OWN, ASM)
+    xs = ()
+    norms = ()
+    for u in tl.static_range(UNITS):
+        at = offset + 8 * u
+        left = mine * 0 + 8 if FULL else COLUMNS - at - mine
+        xs = xs + (_eight(from_x + at // PER, left, ASM),)
+        norms = norms + (_eight(from_norm + at // PER, left, ASM) if NORM else 0,)
+    zero = tl.zeros(mine.shape, tl.float32)
+    part = sums if NIBBLES else (zero, zero, zero, zero)
+    for u in tl.static_range(UNITS):
+        y0, y1, y2, y3 = _pairs(xs[u], norms[u], NORM, NIBBLES, ASM)
+        if NIBBLES:
+            w, v = words[u], other[u]
+            fu, hu = _group_factor(f, u // 2, ASM), _group_factor(h, u // 2, ASM)
+            p0, p1, p2, p3 = e2m1_pair(w, 0), e2m1_pair(w, 1), e2m1_pair(w, 2), e2m1_pair(w, 3)
+            q0, q1, q2, q3 = e2m1_pair(v, 0), e2m1_pair(v, 1), e2m1_pair(v, 2), e2m1_pair(v, 3)
+        else:
+            w, v = words[2 * u], other[2 * u]
+            p0, p1, q0, q1 = e4m3_pair(w, 0), e4m3_pair(w, 1), e4m3_pair(v, 0), e4m3_pair(v, 1)
+            w, v = words[2 * u + 1], other[2 * u + 1]
+            p2, p3, q2, q3 = e4m3_pair(w, 0), e4m3_pair(w, 1), e4m3_pair(v, 0), e4m3_pair(v, 1)
+            if ASM:
+                fu = tl.full(mine.shape, _E4M3_WHOLE_PAIR, tl.int32)
+                hu = fu
+            else:  # a block may end inside of a step
+                column = mine + offset + 8 * u
+                block, inside = column // BLOCK_COLUMNS, column < COLUMNS
+                fu = E4M3_WHOLE * tl.load(m1 + block, mask=inside, other=0.0)
+                hu = E4M3_WHOLE * tl.load(m2 + block, mask=inside, other=0.0)
+        part = _four_columns(part, p0, p1, q0, q1, fu, hu, y0, y1, ASM)
+        part = _four_columns(part, p2, p3, q2, q3, fu, hu, y2, y3, ASM)
+    if NIBBLES:
+        sums = part
+    elif ASM:
+        sums = (sums[0] + part[0] * f, zero, sums[2] + part[2] * h, zero)
+    else:
+        sums = (sums[0] + part[0], zero, sums[2] + part[2], zero)
+    return sums, squares
 
 
 @triton.jit
@@ -287,7 +242,7 @@ def product_kernel(
     w1 = weight + first.to(tl.int64) * WIDE + word
     w2 = weight + second.to(tl.int64) * WIDE + word
     ahead = ()
-    for i in tl.static_range(DEPTH):
+    for i in tl.static_range(DEPTH if ASM else 0):
         ahead = ahead + (
             _step(
                 w1, w2, m1, m2, mark_columns, mine, i * STRIDE, (i + 1) * STRIDE <= COLUMNS,
@@ -306,60 +261,35 @@ def product_kernel(
     # eight threads read the same activations; each squares an eighth of them
     OWN: tl.constexpr = LANE // 8
     own = thread // 4 % 8 * OWN
-    for i in tl.static_range(STEPS):
-        words, other, f, h = ahead[0]
-        ahead = ahead[1:]
-        if i + DEPTH < STEPS:
-            ahead = ahead + (
-                _step(
-                    w1, w2, m1, m2, mark_columns, mine, (i + DEPTH) * STRIDE,
-                    (i + DEPTH + 1) * STRIDE <= COLUMNS, COLUMNS, BLOCK_COLUMNS, NIBBLES, ASM,
-                ),
+    if ASM:
+        for i in tl.static_range(STEPS):
+            read = ahead[0]
+            ahead = ahead[1:]
+            if i + DEPTH < STEPS:
+                ahead = ahead + (
+                    _step(
+                        w1, w2, m1, m2, mark_columns, mine, (i + DEPTH) * STRIDE,
+                        (i + DEPTH + 1) * STRIDE <= COLUMNS, COLUMNS, BLOCK_COLUMNS, NIBBLES, ASM,
+                    ),
+                )  # fmt: skip
+            sums, squares = _advance(
+                sums, squares, read, from_x, from_norm, m1, m2, mine, own, i * STRIDE,
+                (i + 1) * STRIDE <= COLUMNS, COLUMNS, BLOCK_COLUMNS, NORM, NIBBLES, ASM, OWN,
+                LANE // 8,
             )  # fmt: skip
-        if NORM:
-            at = i * STRIDE
-            squares += _squares(
-                from_x + (own + at) // (2 if ASM else 1), COLUMNS - at - mine - own, OWN, ASM
-            )
-        xs = ()
-        norms = ()
-        for u in tl.static_range(LANE // 8):
-            at = i * STRIDE + 8 * u
-            left = mine * 0 + 8 if (i + 1) * STRIDE <= COLUMNS else COLUMNS - at - mine
-            xs = xs + (_eight(from_x + (at // 2 if ASM else at), left, ASM),)
-            if NORM:
-                norms = norms + (_eight(from_norm + (at // 2 if ASM else at), left, ASM),)
-            else:
-                norms = norms + (0,)
-        part = sums if NIBBLES else (zero, zero, zero, zero)
-        for u in tl.static_range(LANE // 8):
-            y0, y1, y2, y3 = _pairs(xs[u], norms[u], NORM, NIBBLES, ASM)
-            if NIBBLES:
-                w, v = words[u], other[u]
-                fu, hu = _group_factor(f, u // 2, ASM), _group_factor(h, u // 2, ASM)
-                p0, p1, p2, p3 = e2m1_pair(w, 0), e2m1_pair(w, 1), e2m1_pair(w, 2), e2m1_pair(w, 3)
-                q0, q1, q2, q3 = e2m1_pair(v, 0), e2m1_pair(v, 1), e2m1_pair(v, 2), e2m1_pair(v, 3)
-            else:
-                w, v = words[2 * u], other[2 * u]
-                p0, p1, q0, q1 = e4m3_pair(w, 0), e4m3_pair(w, 1), e4m3_pair(v, 0), e4m3_pair(v, 1)
-                w, v = words[2 * u + 1], other[2 * u + 1]
-                p2, p3, q2, q3 = e4m3_pair(w, 0), e4m3_pair(w, 1), e4m3_pair(v, 0), e4m3_pair(v, 1)
-                if ASM:
-                    fu = tl.full((32 * WARPS,), _E4M3_WHOLE_PAIR, tl.int32)
-                    hu = fu
-                else:  # a block may end inside of a step
-                    column = mine + i * STRIDE + 8 * u
-                    block, inside = column // BLOCK_COLUMNS, column < COLUMNS
-                    fu = E4M3_WHOLE * tl.load(m1 + block, mask=inside, other=0.0)
-                    hu = E4M3_WHOLE * tl.load(m2 + block, mask=inside, other=0.0)
-            part = _four_columns(part, p0, p1, q0, q1, fu, hu, y0, y1, ASM)
-            part = _four_columns(part, p2, p3, q2, q3, fu, hu, y2, y3, ASM)
-        if NIBBLES:
-            sums = part
-        elif ASM:
-            sums = (sums[0] + part[0] * f, zero, sums[2] + part[2] * h, zero)
-        else:
-            sums = (sums[0] + part[0], zero, sums[2] + part[2], zero)
+        first_sum, second_sum = sums[0], sums[2]
+    else:
+        first_sum, second_sum = zero, zero
+        for offset in tl.range(0, STEPS * STRIDE, STRIDE):
+            read = _step(
+                w1, w2, m1, m2, mark_columns, mine, offset, False,
+                COLUMNS, BLOCK_COLUMNS, NIBBLES, ASM,
+            )  # fmt: skip
+            sums, squares = _advance(
+                (first_sum, zero, second_sum, zero), squares, read, from_x, from_norm, m1, m2,
+                mine, own, offset, False, COLUMNS, BLOCK_COLUMNS, NORM, NIBBLES, ASM, OWN, LANE // 8,
+            )  # fmt: skip
+            first_sum, second_sum = sums[0], sums[2]
     # where tensor cores summed, each of the four threads of a row has the sum of all four
     rest = 0.25 if ASM else 1.0
     if NIBBLES:
@@ -368,8 +298,8 @@ def product_kernel(
     if NORM:
         total = tl.sum(squares, 0)
         scale = rest / tl.sqrt(total / COLUMNS + eps)
-    one = _over(sums[0], WARPS) * scale
-    two = _over(sums[2], WARPS) * scale
+    one = _over(first_sum, WARPS) * scale
+    two = _over(second_sum, WARPS) * scale
     r = tl.program_id(0) * APART + tl.arange(0, 8)
     r2 = r + (rows if GATED else 8)
     ok = r < rows

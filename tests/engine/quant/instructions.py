@@ -96,8 +96,8 @@ def mma(sums: Any, a0: Any, a1: Any, a2: Any, a3: Any, b0: Any, b1: Any) -> tupl
 def emulated() -> Iterator[None]:
     """The launcher believes in tensor cores, and the kernel's instructions are those above."""
     stand_ins = {
-        "_four_words": four_words, "_times": times, "_both_low": both_low,
-        "_both_high": both_high, "_mma": mma,
+        "four_words": four_words, "times": times, "both_low": both_low,
+        "both_high": both_high, "mma": mma,
     }  # fmt: skip
     kept = {name: getattr(product_code, name) for name in stand_ins}
     believed = kernels._has_tensor_cores

@@ -51,6 +51,8 @@ def test_real_sizes_on_the_gpu(n: int, k: int, m: int) -> None:
     kernel_cases.nvfp4_case("cuda", m, n, k, False, torch.bfloat16, False)
     kernel_cases.fp8_case("cuda", m, n, k, 128, torch.bfloat16, False)
     if m == 1:
+        kernel_cases.nvfp4_case("cuda", m, n, k, False, torch.float32, False)
+        kernel_cases.fused_case("cuda", "fp8", n, k, True, False, torch.float16)
         for weight_format in ("nvfp4", "fp8"):
             for gated, add in ((True, False), (False, True)):
                 for config in (None, (16, 2)):
