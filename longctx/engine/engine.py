@@ -9,7 +9,8 @@ import torch
 
 from longctx.engine.attention.path import Path
 from longctx.engine.cache import KvCache
-from longctx.engine.decode_graph import GraphDecoder, usable
+from longctx.engine.decode_graph import usable
+from longctx.engine.decoders import Choice, Decoder, choose_decoder
 from longctx.engine.model import Model
 from longctx.errors import UsageError
 from longctx.shapes import ModelShape
@@ -42,8 +43,8 @@ class Engine:
     def __init__(self, model: Model, kv_dtype: str, path: Path, allow_long: bool = False) -> None:
         self.model, self.path, self.allow_long = model, path, allow_long
         self.cache = KvCache(model.shape, kv_dtype, model.dtype, model.device)
-        self._decodes_by_graph = usable(model, path)
-        self._decoder: GraphDecoder | None = None
+        self._has_decoder = usable(model, path)
+        self._choice: Choice | None = None
 
     @property
     def shape(self) -> ModelShape:
@@ -64,6 +65,13 @@ class Engine:
     def attention(self) -> str:
         """Name of the attention path that runs."""
         return self.path.name
+
+    @property
+    def decoding(self) -> str:
+        """What feeds single tokens, in words."""
+        if not self._has_decoder:
+            return "the forward pass"
+        return self._choice.name if self._choice else "chosen with the first token"
 
     @property
     def weight_bytes(self) -> int:
@@ -122,8 +130,8 @@ class Engine:
             step = Step(len(part), self.length, start + size >= total)
             if before_step:
                 before_step(step)
-            if step.tokens == 1 and self._decodes_by_graph:
-                logits = self._graph().feed(ids[start], self.length).logits.clone()
+            if step.tokens == 1 and self._has_decoder:
+                logits = self._decoder().feed(ids[start], self.length).logits.clone()
             else:
                 logits = self.model.forward(part, self.cache, self.length, self.path, step.is_last)
             self.cache.advance(len(part))
@@ -135,22 +143,22 @@ class Engine:
     @torch.inference_mode()
     def next_id(self, token_id: int) -> int:
         """Feeds one id and returns the most likely next one, chosen on the device."""
-        if not self._decodes_by_graph:
+        if not self._has_decoder:
             return int(self.extend([token_id]).argmax())
         self._check([token_id])
         check_positions(self.shape, self.length + 1, self.allow_long)
         if self.length + 1 > self.capacity:
             self.reserve(self.length + 1)
-        chosen = self._graph().feed_and_choose(token_id, self.length)
+        chosen = self._decoder().feed_and_choose(token_id, self.length)
         self.cache.advance(1)
         return chosen
 
-    def _graph(self) -> GraphDecoder:
-        """The captured graph, captured when it is first needed and again when the cache moved."""
-        if self._decoder is None or not self._decoder.fits(self.cache):
-            self._decoder = None  # its buffers go before new ones are made
-            self._decoder = GraphDecoder(self.model, self.cache)
-        return self._decoder
+    def _decoder(self) -> Decoder:
+        """What feeds single tokens; made when it is first needed and again when the cache moved."""
+        if self._choice is None or not self._choice.decoder.fits(self.cache):
+            self._choice = None  # its buffers go before new ones are made
+            self._choice = choose_decoder(self.model, self.cache, self.path)
+        return self._choice.decoder
 
     @torch.inference_mode()
     def warm_up(self, step_tokens: int | None = None) -> None:
@@ -163,8 +171,8 @@ class Engine:
         """
         if step_tokens and self.path.prepare and self.capacity:
             self.path.prepare(min(step_tokens, self.capacity), self.cache, self.model.scale)
-        if self._decodes_by_graph and self.length < self.capacity:
-            self._graph()
+        if self._has_decoder and self.length < self.capacity:
+            self._decoder()
 
     def truncate(self, length: int) -> None:
         """Forgets every token from position `length` on; the room stays.
@@ -176,12 +184,12 @@ class Engine:
 
     def release(self) -> None:
         """Gives the cache's memory back to the allocator; the cache is empty afterwards."""
-        self._decoder = None
+        self._choice = None
         self.cache.release()
 
     def close(self) -> None:
         """Frees the cache for good."""
-        self._decoder = None
+        self._choice = None
         self.cache.close()
 
     def _check(self, ids: Sequence[int]) -> None:

@@ -131,6 +131,7 @@ class Worker:
             kv_bytes_per_token=engine.shape.kv_bytes_per_token(cache.kv_dtype),
             capacity_tokens=engine.capacity,
             attention=engine.attention,
+            decoding=engine.decoding,
             kv_dtype=cache.kv_dtype,
             threads=_threads(),
             shape=asdict(engine.shape),

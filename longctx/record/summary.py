@@ -192,7 +192,7 @@ class SummaryBuilder:
         for name in ("weight_bytes", "kv_bytes_per_token"):
             if self._loaded.get(name) is not None:
                 model[name] = self._loaded[name]
-        for name in ("dtype", "kv_dtype", "attention", "load_s"):
+        for name in ("dtype", "kv_dtype", "attention", "decoding", "load_s"):
             model[name] = self._loaded.get(name, model.get(name))
         return model
 

@@ -38,7 +38,7 @@ def through_kernels(folder: str, kv_dtype: str) -> Engine:
     for index, linear in enumerate(engine.model.linears()):
         if isinstance(linear, PackedLinear) and index % 5 != 3:  # those go the way without kernels
             linear._kernels = kernels
-    engine._decodes_by_graph = True
+    engine._has_decoder = True
     return engine
 
 

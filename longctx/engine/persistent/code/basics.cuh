@@ -1,0 +1,199 @@
+// Words of PTX, the ring of stages in shared memory, and the barrier of the whole grid.
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+
+constexpr int CONSUMERS = WARPS * 32;  // threads; PRODUCERS more warps
+constexpr int TEAMS = 4;               // of consumer warps; a stage is always the same team's
+constexpr int MEMBERS = WARPS / TEAMS;
+static_assert(STAGES % TEAMS == 0, "a stage must not change its team");
+constexpr int D = HEAD_DIM;
+constexpr int GROUP = HEADS / KV_HEADS;
+constexpr float NONE = -1e30f;         // maximum of no scores: finite, so that differences are
+
+__device__ __forceinline__ u32 shared_address(const void* p) {
+    return (u32)__cvta_generic_to_shared(p);
+}
+
+// ---- bf16 ----
+__device__ __forceinline__ float low(u32 pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float high(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
+__device__ __forceinline__ float widen(u16 value) { return __uint_as_float((u32)value << 16); }
+__device__ __forceinline__ u32 pack(float first, float second) {
+    u32 r;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(second), "f"(first));
+    return r;
+}
+__device__ __forceinline__ u16 narrow(float value) { return (u16)pack(value, 0.f); }
+__device__ __forceinline__ u32 pack_half(float first, float second) {
+    u32 r;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(second), "f"(first));
+    return r;
+}
+__device__ __forceinline__ float widen_half(u16 value) {
+    float r;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(value));
+    return r;
+}
+
+// ---- global memory that other multiprocessors write: never through L1 ----
+__device__ __forceinline__ u32 load_u32(const void* p) {
+    u32 r;
+    asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(r) : "l"(p) : "memory");
+    return r;
+}
+__device__ __forceinline__ u16 load_u16(const void* p) {
+    u16 r;
+    asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(r) : "l"(p) : "memory");
+    return r;
+}
+__device__ __forceinline__ float load_f32(const void* p) { return __uint_as_float(load_u32(p)); }
+__device__ __forceinline__ u64 load_u64(const void* p) {
+    u64 r;
+    asm volatile("ld.global.cg.u64 %0, [%1];" : "=l"(r) : "l"(p) : "memory");
+    return r;
+}
+
+// ---- shared memory ----
+__device__ __forceinline__ uint4 load_shared(u32 address) {
+    uint4 r;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "r"(address) : "memory");
+    return r;
+}
+__device__ __forceinline__ uint4 load_transposed(u32 address) {
+    uint4 r;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "r"(address) : "memory");
+    return r;
+}
+
+// ---- barriers in shared memory ----
+__device__ __forceinline__ void barrier_init(u32 barrier, u32 count) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void barrier_expect(u32 barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+                 : "memory");
+}
+__device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
+        "@!done bra again;\n"
+        "}\n" ::"r"(barrier), "r"(parity) : "memory");
+}
+__device__ __forceinline__ void consumers_sync() {
+    asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory");
+}
+
+// ---- copies into shared memory ----
+__device__ __forceinline__ u64 read_once() {
+    u64 policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+__device__ __forceinline__ void copy_bulk(u32 to, const void* from, u32 bytes, u32 barrier, u64 policy) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+        "[%0], [%1], %2, [%3], %4;" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
+        : "memory");
+}
+// 16 bytes, of which `bytes` (0 or 16) are read and the rest are zeros
+__device__ __forceinline__ void copy_16(u32 to, const void* from, u32 bytes, u64 policy) {
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(to),
+                 "l"(from), "r"(bytes), "l"(policy) : "memory");
+}
+// The barrier waits for this thread's copies, besides the arrivals that it counts.
+__device__ __forceinline__ void copies_arrive(u32 barrier) {
+    asm volatile("cp.async.mbarrier.arrive.shared.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
+// ---- tensor cores: columns of B are the same, or heads ----
+__device__ __forceinline__ void multiply(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// A place in the order in which stages are filled.
+struct Turn {
+    u32 stage = 0, parity = 0;
+    __device__ __forceinline__ void next() {
+        if (++stage == STAGES) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+    __device__ __forceinline__ Turn after(u32 stages) const {
+        Turn later;
+        later.stage = (stage + stages) % STAGES;
+        later.parity = parity ^ ((stage + stages) / STAGES & 1);
+        return later;
+    }
+    // how many stages later the first one of this warp's team comes
+    __device__ __forceinline__ int own() const {
+        return (threadIdx.x / (32 * MEMBERS) - stage) & (TEAMS - 1);
+    }
+};
+__device__ __forceinline__ int producer() { return (threadIdx.x - CONSUMERS) >> 5; }
+__device__ __forceinline__ int member() { return (threadIdx.x >> 5) % MEMBERS; }
+
+struct Ring {
+    u32 data, full, empty;  // shared addresses
+    __device__ __forceinline__ u32 at(u32 stage) const { return data + stage * STAGE_BYTES; }
+    __device__ __forceinline__ u32 wait_full(const Turn& turn) const {
+        barrier_wait(full + 8 * turn.stage, turn.parity);
+        return at(turn.stage);
+    }
+    // by every warp of the stage's team
+    __device__ __forceinline__ void give_back(const Turn& turn) const {
+        __syncwarp();
+        if ((threadIdx.x & 31) == 0) barrier_arrive(empty + 8 * turn.stage);
+    }
+    // Not more than WINDOW stages are under way: a longer queue in front of the memory would not make
+    // it faster, and what the programs say to each other would wait behind it.
+    __device__ __forceinline__ u32 wait_empty(const Turn& turn) const {
+        const bool wrapped = turn.stage < WINDOW;
+        const u32 earlier = turn.stage - WINDOW + (wrapped ? STAGES : 0);
+        barrier_wait(full + 8 * earlier, turn.parity ^ wrapped);
+        barrier_wait(empty + 8 * turn.stage, turn.parity ^ 1);
+        // what was written by ordinary copies must not be overtaken by the bulk ones
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        return at(turn.stage);
+    }
+};
+
+// All programs meet; `count` only grows, over all launches.
+struct Grid {
+    u64* count;
+    u64 goal;
+    __device__ __forceinline__ void arrive() {
+        consumers_sync();
+        goal += PROGRAMS;
+        if (threadIdx.x == 0)
+            asm volatile("red.release.gpu.global.add.u64 [%0], 1;" ::"l"(count) : "memory");
+    }
+    __device__ __forceinline__ void wait() {
+        if (threadIdx.x == 0) {
+            u64 seen;
+            do {
+                asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(seen) : "l"(count) : "memory");
+            } while (seen < goal);
+        }
+        consumers_sync();
+    }
+    __device__ __forceinline__ void meet() {
+        arrive();
+        wait();
+    }
+};

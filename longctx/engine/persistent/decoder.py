@@ -1,0 +1,242 @@
+"""The decoder whose kernel takes one token through the whole model in one launch.
+
+Kernels that follow each other leave memory idle while the last programs of one end and the first of
+the next begin: 250 times a token. Here one producer warp per multiprocessor streams all weights and
+the whole cache through shared memory, in the order of their use and without a pause, because none of
+it depends on the token; the other warps compute, and wait for each other where they have to.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.resources
+from dataclasses import dataclass
+
+import torch
+
+from longctx.engine.cache import KvCache
+from longctx.engine.model import DenseMlp, Layer, Model
+from longctx.engine.persistent.compiler import CompileError, Kernel, compile_source
+from longctx.engine.persistent.tiles import Cut, Machine, NotPossible, cut
+from longctx.engine.quant import Linear
+from longctx.engine.quant.dense import DenseLinear
+from longctx.engine.quant.nvfp4 import Nvfp4Linear
+
+SOURCES = ("basics.cuh", "products.cuh", "attention.cuh", "token.cu")
+LOG2_E = 1.4426950408889634
+NEEDS = (9, 0)  # bulk copies into shared memory
+
+
+@functools.cache
+def source() -> str:
+    """The kernel's CUDA C++."""
+    folder = importlib.resources.files("longctx.engine.persistent").joinpath("code")
+    return "\n".join(folder.joinpath(name).read_text() for name in SOURCES)
+
+
+def plan(model: Model, cache: KvCache) -> Cut:
+    """How the kernel would be compiled for this model and cache.
+
+    Raises:
+        NotPossible: why it cannot run; the graph of small kernels can.
+    """
+    device = model.device
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) != NEEDS:
+        raise NotPossible("the GPU is not a Hopper")
+    if model.dtype != torch.bfloat16:
+        raise NotPossible(f"activations are {model.dtype}")
+    if any(layer.window is not None for layer in model.layers):
+        raise NotPossible("attention has a window")
+    if cache.kv_dtype == "int8" and cache.capacity % 8:
+        raise NotPossible("the cache's capacity is not a multiple of 8")
+    linears = model.linears()
+    packed = all(isinstance(linear, Nvfp4Linear) for linear in linears)
+    if not packed and not all(isinstance(linear, DenseLinear) for linear in linears):
+        raise NotPossible("weights are neither all bf16 nor all NVFP4")
+    divide = {linear.divide for linear in linears if isinstance(linear, Nvfp4Linear)}
+    if len(divide) > 1:
+        raise NotPossible("layouts of NVFP4 are mixed")
+    properties = torch.cuda.get_device_properties(device)
+    shared = int(getattr(properties, "shared_memory_per_block_optin", 0))
+    machine = Machine(properties.multi_processor_count, shared)
+    return cut(model.shape, cache.kv_dtype, packed, divide == {True}, machine)
+
+
+@dataclass
+class State:
+    """What the kernel reads and writes besides weights and cache, in the order of its struct."""
+
+    token: torch.Tensor
+    position: torch.Tensor
+    following: torch.Tensor
+    logits: torch.Tensor
+    stream: torch.Tensor
+    mixed: torch.Tensor
+    parts: torch.Tensor
+    sums: torch.Tensor
+    attended: torch.Tensor
+    active: torch.Tensor
+    best: torch.Tensor
+    meetings: torch.Tensor
+
+    @classmethod
+    def make(cls, model: Model, sizes: Cut) -> State:
+        """Buffers for a model; the counters start at zero."""
+        shape, bf16, long = model.shape, torch.bfloat16, torch.long
+        parts = shape.query_heads * sizes.splits
+
+        def empty(size: int, dtype: torch.dtype) -> torch.Tensor:
+            return torch.zeros(size, dtype=dtype, device=model.device)
+
+        return cls(
+            token=empty(1, long),
+            position=empty(1, long),
+            following=empty(1, long),
+            logits=empty(shape.vocab, torch.float32),
+            stream=empty(shape.hidden, bf16),
+            mixed=empty(sizes.defines["QKV_ROWS"], bf16),
+            parts=empty(parts * shape.head_dim, torch.float32),
+            sums=empty(2 * parts, torch.float32),
+            attended=empty(shape.query_heads * shape.head_dim, bf16),
+            active=empty(shape.intermediate, bf16),
+            best=empty(2 * sizes.programs, long),
+            meetings=empty(2, long),
+        )
+
+    def pointers(self) -> list[torch.Tensor]:
+        """The tensors in the kernel's order."""
+        return [
+            self.token, self.position, self.following, self.logits, self.stream, self.mixed,
+            self.parts, self.sums, self.attended, self.active, self.best, self.meetings,
+        ]  # fmt: skip
+
+
+class Arguments(ctypes.Structure):
+    """The kernel's parameter."""
+
+    _fields_ = (
+        ("embed", ctypes.c_void_p),
+        ("head", ctypes.c_void_p),
+        ("norm", ctypes.c_void_p),
+        ("frequencies", ctypes.c_void_p),
+        ("capacity", ctypes.c_int64),
+        ("rope_factor", ctypes.c_float),
+        ("eps", ctypes.c_float),
+        ("scale", ctypes.c_float),
+        ("state", ctypes.c_void_p * 12),
+    )
+
+
+class PersistentDecoder:
+    """Feeds single tokens, each in one launch; used as `GraphDecoder`.
+
+    Raises:
+        NotPossible: this model, cache or GPU cannot.
+        CompileError: the kernel could not be built or loaded.
+    """
+
+    def __init__(self, model: Model, cache: KvCache) -> None:
+        self.model, self.cache = model, cache
+        self._block = cache.block
+        sizes = plan(model, cache)
+        self._programs, self._threads = sizes.programs, sizes.threads
+        code = _cubin(tuple(sizes.defines.items()), _arch(model.device))
+        self._kernel = Kernel(code, "decode_token", sizes.shared_bytes)
+        self.buffers = State.make(model, sizes)
+        self._frequencies = model.rope.inverse_frequencies.to(model.device)
+        self._kernel.set("layers", self._table())
+        self._arguments = Arguments(
+            embed=model.embed.data_ptr(),
+            head=model.head.data_ptr(),
+            norm=model.norm.data_ptr(),
+            frequencies=self._frequencies.data_ptr(),
+            capacity=cache.capacity,
+            rope_factor=model.rope.factor,
+            eps=model.shape.norm_eps,
+            scale=model.scale * LOG2_E,
+            state=(ctypes.c_void_p * 12)(*(t.data_ptr() for t in self.buffers.pointers())),
+        )
+        self._expected: tuple[int, int] | None = None  # what the device holds for the next step
+
+    def fits(self, cache: KvCache) -> bool:
+        """Whether the decoder still writes where the cache lies."""
+        return cache.block is self._block
+
+    def feed(self, token_id: int, position: int) -> State:
+        """Feeds one id at a position; the buffers hold its logits and the most likely next id.
+
+        The caller advances the cache.
+        """
+        self.cache.check_room(position + 1)
+        if self._expected != (token_id, position):
+            self.buffers.token.fill_(token_id)
+            self.buffers.position.fill_(position)
+        self._kernel.launch_together(self._programs, self._threads, [self._arguments])
+        self._expected = None
+        return self.buffers
+
+    def feed_and_choose(self, token_id: int, position: int) -> int:
+        """As `feed`, and waits for the most likely next id.
+
+        The kernel leaves that id and its position in its own inputs, so feeding them next copies
+        nothing.
+        """
+        chosen = int(self.feed(token_id, position).following)
+        self._expected = (chosen, position + 1)
+        return chosen
+
+    def _table(self) -> bytes:
+        """The kernel's array of layers: the addresses of what they consist of."""
+        found: list[int] = []
+        for index, layer in enumerate(self.model.layers):
+            found += [*_addresses(layer), *self._places(index)]
+        return bytes((ctypes.c_uint64 * len(found))(*found))
+
+    def _places(self, index: int) -> list[int]:
+        """Addresses of a layer's keys, values, and their scales."""
+        scales = self.cache.scales
+        return [
+            self.cache.keys[index].data_ptr(),
+            self.cache.values[index].data_ptr(),
+            0 if scales is None else scales[0, index].data_ptr(),
+            0 if scales is None else scales[1, index].data_ptr(),
+        ]
+
+
+def _addresses(layer: Layer) -> list[int]:
+    mlp = layer.mlp
+    assert isinstance(mlp, DenseMlp)
+    query_norm, key_norm = layer.qk_norms or (None, None)
+    found: list[int] = []
+    for linear in (layer.qkv, layer.o, mlp.gate_up, mlp.down):
+        found += _weights(linear)
+    vectors = (layer.input_norm, layer.post_norm, query_norm, key_norm, *_biases(layer))
+    return found + [0 if vector is None else vector.data_ptr() for vector in vectors]
+
+
+def _weights(linear: Linear) -> list[int]:
+    """Addresses of values, scales, and the global scale of each row."""
+    if isinstance(linear, Nvfp4Linear):
+        tensors = (linear.packed, linear.scale, linear.global_scale)
+        return [tensor.data_ptr() for tensor in tensors]
+    assert isinstance(linear, DenseLinear)
+    return [linear.weight.data_ptr(), 0, 0]
+
+
+def _biases(layer: Layer) -> list[torch.Tensor | None]:
+    found = [getattr(linear, "bias", None) for linear in (layer.qkv, layer.o)]
+    return [bias if isinstance(bias, torch.Tensor) else None for bias in found]
+
+
+@functools.cache
+def _cubin(defines: tuple[tuple[str, int], ...], arch: str) -> bytes:
+    return compile_source(source(), arch, dict(defines))
+
+
+def _arch(device: torch.device) -> str:
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+__all__ = ["CompileError", "NotPossible", "PersistentDecoder", "plan"]
