@@ -62,9 +62,17 @@ class GraphDecoder:
         model, cache: must be `usable`, and the cache must have room; a cache that moved needs a
             new decoder (`fits`).
         early: kernels may start before their predecessors end; None where the GPU can do it.
+        early_gates: those of gates and ups, too; None where these are packed. (Plain ones read so
+            much that waiting programs of theirs only take room.)
     """
 
-    def __init__(self, model: Model, cache: KvCache, early: bool | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        cache: KvCache,
+        early: bool | None = None,
+        early_gates: bool | None = None,
+    ) -> None:
         self.model, self.cache = model, cache
         self._block = cache.block
         shape, device, dtype = model.shape, model.device, model.dtype
@@ -73,6 +81,8 @@ class GraphDecoder:
         fused = all(_fuses(linear) for linear in model.linears())
         # kernels of PyTorch between ours (where a matrix has none of ours) do not take part
         self._early = fused and (self._launch.starts_early(device) if early is None else early)
+
+        self._early_gates = early_gates
 
         def empty(*size: int, kind: torch.dtype = dtype) -> torch.Tensor:
             return torch.zeros(*size, dtype=kind, device=device)

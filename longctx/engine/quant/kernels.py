@@ -184,7 +184,8 @@ def _for_tensor_cores(x: torch.Tensor, norm: torch.Tensor | None, weights: Packe
 
 @functools.cache
 def _has_tensor_cores(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    nvidia = device.type == "cuda" and torch.version.hip is None
+    return nvidia and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def nvfp4_dequantize(
