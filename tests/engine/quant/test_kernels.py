@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +38,44 @@ def test_the_interpreter_computes_what_the_formulas_say() -> None:
 @pytest.mark.parametrize(("name", "arguments"), ALL_CASES)
 def test_odd_sizes_on_the_gpu(name: str, arguments: tuple) -> None:
     getattr(kernel_cases, name)("cuda", *arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_TRITON, reason="needs Triton, which PyTorch for CUDA brings")
+@pytest.mark.parametrize(("nibbles", "gated"), [(True, True), (False, False)])
+def test_every_thread_has_one_element_where_tensor_cores_multiply(
+    nibbles: bool, gated: bool
+) -> None:
+    """What the compiler makes of the kernel for sm_90, without a GPU."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from longctx.engine.quant.product_code import product_kernel
+
+    warps, columns = 4, 1024
+    constants: dict[str, Any] = {
+        "COLUMNS": columns, "NIBBLES": nibbles, "DIVIDE": False, "GATED": gated,
+        "BLOCK_COLUMNS": 16 if nibbles else 128, "NORM": gated, "BIAS": False, "ADD": not gated,
+        "ASM": True, "WARPS": warps, "DEPTH": 2, "EARLY": True,
+    }  # fmt: skip
+    kinds = {"marks": "*i16" if nibbles else "*fp32", "whole": "*fp32", "bias": "*bf16",
+             "residual": "*bf16", "out": "*bf16", "rows": "i32", "x_stride": "i32",
+             "mark_columns": "i32", "eps": "fp32"}  # fmt: skip
+    names = product_kernel.arg_names
+    signature = {n: "constexpr" if n in constants else kinds.get(n, "*i32") for n in names}
+    places = {(names.index(name),): value for name, value in constants.items()}
+    made = triton.compile(
+        ASTSource(product_kernel, signature, constexprs=places),
+        target=GPUTarget("cuda", 90, 32),
+        options={"num_warps": warps},
+    ).asm
+    layouts = dict(re.findall(r"^(#\w+) = #ttg\.blocked<\{(.*)\}>", made["ttgir"], re.MULTILINE))
+    products = [line for line in made["ttgir"].splitlines() if "mma.sync" in line]
+    assert products
+    for line in products:
+        for layout in re.findall(r"tensor<128x\w+, (#\w+)>", line):
+            assert layouts[layout].startswith("sizePerThread = [1], threadsPerWarp = [32],")
 
 
 # The matrices of a 4-billion-parameter model: fused qkv, output, gate and up, down.
@@ -113,14 +153,19 @@ def test_decoding_packed_weights_agrees_with_prefilling_them(
     ids = torch.randint(0, 150_000, (40,), generator=torch.Generator().manual_seed(5)).tolist()
     engine.reserve(128)
     engine.extend(ids[:32])
-    decoded = []
+    runs = []
     with torch.inference_mode():
-        decoder = GraphDecoder(engine.model, engine.cache)
-        assert all(linear.fuses for linear in engine.model.linears())  # type: ignore[attr-defined]
-        for token in ids[32:]:
-            decoded.append(decoder.feed(token, engine.length).logits.clone())
-            engine.cache.advance(1)
-    for count, found in enumerate(decoded, start=33):
+        for early in (False, None):  # a kernel that starts too early would show as a difference
+            engine.truncate(32)
+            decoder = GraphDecoder(engine.model, engine.cache, early)
+            assert all(linear.fuses for linear in engine.model.linears())  # type: ignore[attr-defined]
+            decoded = []
+            for token in ids[32:]:
+                decoded.append(decoder.feed(token, engine.length).logits.clone())
+                engine.cache.advance(1)
+            runs.append(torch.stack(decoded))
+    assert torch.equal(*runs)
+    for count, found in enumerate(runs[0], start=33):
         engine.truncate(0)
         expected = engine.extend(ids[:count])
         room = 0.05 * float(expected.max() - expected.min())
