@@ -17,7 +17,7 @@ DEQUANTIZE_BLOCK = 1024
 WARPS = (2, 4, 8, 16)
 FEWEST_STEPS = 3
 GOOD_STEPS, GOOD_WARPS = 6, 8
-MOST_COLUMNS = 320  # of one thread: every step is code of its own
+MOST_COLUMNS = 256  # of one thread: every step is code of its own
 AHEAD = 6  # steps of weights on their way at a time; each takes nine registers of a thread
 PLAIN: Config = (4, 1)
 
@@ -103,8 +103,9 @@ def configs(columns: int, lane: int) -> list[Config]:
     """
     steps = {warps: triton.cdiv(columns, 4 * lane * warps) for warps in WARPS}
     fitting = [w for w in WARPS if FEWEST_STEPS <= steps[w] <= MOST_COLUMNS // lane]
-    guess = next((w for w in WARPS if steps[w] <= GOOD_STEPS), GOOD_WARPS)
-    guess = min(guess, GOOD_WARPS)
+    guess = next((w for w in WARPS if steps[w] <= GOOD_STEPS), WARPS[-1])
+    if steps[GOOD_WARPS] <= 2 * GOOD_STEPS:  # more warps than that leave room for one program
+        guess = min(guess, GOOD_WARPS)
     order = [guess, *(w for w in fitting if w != guess)]
     return [(warps, min(steps[warps], AHEAD)) for warps in order]
 
