@@ -126,6 +126,8 @@ def largest(
     question: Question, settings: PlanSettings, chunk_tokens: int, peak_bytes: int
 ) -> int | None:
     """Largest target that stays below the ceiling; agrees with `peak_bytes` at the asked target."""
+    if peak_bytes < question.ceiling_bytes and question.target_tokens >= question.most_tokens:
+        return question.target_tokens
     ladder = Ladder(
         question.shape,
         settings,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from longctx.errors import UsageError
+from longctx.plan import simulate
 from longctx.plan.cause import cause_of
 from longctx.plan.conversation import estimate_turns, smallest_target
 from longctx.plan.document import plan_document
@@ -19,6 +20,7 @@ from longctx.plan.growth import SLACK_BYTES, segments_of_snapshot, step_growth_b
 from longctx.plan.ladder import Ladder
 from longctx.plan.predict import (
     PlanSettings,
+    new_simulation,
     predict_turns,
     prefill_steps,
     resolve_prefill_step,
@@ -270,3 +272,31 @@ def test_growth_uses_what_lies_cached() -> None:
         segment["segment_pool_id"] = (0, 3)
     assert segments_of_snapshot(private, 0) == []
     assert segments_of_snapshot(snapshot(scores), 1) == []
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.parametrize("release", ["never", "turn"])
+@pytest.mark.parametrize("attention", ["auto", "math"])
+def test_remembering_settled_steps_changes_no_prediction(
+    monkeypatch: pytest.MonkeyPatch, device: str, release: str, attention: str
+) -> None:
+    dtype = "bfloat16" if device == "cuda" else "float32"
+    plan = PlanSettings(
+        mode="reprefill", attention=attention, device=device, dtype=dtype, kv_dtype=dtype,
+        prefill_step=512, release=release, capacity_tokens=24_000,
+    )  # fmt: skip
+    shape, turns = preset("qwen3-0.6b"), estimate_turns(24_000, 1_000)
+    monkeypatch.setattr(simulate, "MANY_STEPS", 20)
+    quick = predict_turns(shape, plan, turns, 0)
+    monkeypatch.setattr(simulate, "MANY_STEPS", 10**9)
+    assert quick == predict_turns(shape, plan, turns, 0)
+
+
+def test_a_conversation_of_hundreds_of_turns_is_planned_from_a_few_thousand_steps() -> None:
+    plan = replace(ORIGINAL, attention="auto", prefill_step=512, capacity_tokens=100_000)
+    simulation = new_simulation(QWEN4B, plan)
+    turns = estimate_turns(100_000, 500)
+    for turn in turns:
+        simulation.turn(turn_steps(plan, turn.context_tokens - turn.new_tokens, turn.new_tokens))
+    assert len(turns) > 180
+    assert simulation.steps_played < 2_000
