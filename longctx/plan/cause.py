@@ -35,16 +35,22 @@ def cause_of(turn: TurnPrediction, settings: PlanSettings, fits: bool) -> str:
     return f"{where} {verb} {format_bytes(turn.predicted_peak_bytes, 1)}: {sentence}"
 
 
+def _scores_of(turn: TurnPrediction, settings: PlanSettings) -> str:
+    step = settings.prefill_step
+    if step != "whole":
+        return f"of a {format_tokens(int(step))}-token prefill step"
+    if settings.mode != "persistent":
+        return "of the whole-prompt prefill"
+    return (
+        f"of {format_tokens(turn.new_tokens)} new tokens over {format_tokens(turn.context_tokens)}"
+    )
+
+
 def _words(name: str, size: int, turn: TurnPrediction, settings: PlanSettings) -> str:
     amount = format_bytes(size, 1)
     step = settings.prefill_step
     if name == "attention" and settings.attention == "math":
-        what = (
-            "of the whole-prompt prefill"
-            if step == "whole"
-            else f"of a {format_tokens(int(step))}-token prefill step"
-        )
-        return f"attention scores {what}: {amount} in one layer"
+        return f"attention scores {_scores_of(turn, settings)}: {amount} in one layer"
     if name in ("activations", "attention"):
         tokens = turn.computed_tokens if step == "whole" else min(int(step), turn.computed_tokens)
         kind = "activations" if name == "activations" else "partial attention outputs"

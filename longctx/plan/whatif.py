@@ -85,12 +85,28 @@ def changes(question: Question) -> Iterator[tuple[str, PlanSettings, int]]:
     for smaller in (chunk // 2, chunk // 8):
         if smaller >= 64:
             yield f"--chunk-tokens {smaller}", now, smaller
+    if now.attention == "math":  # for those whose engine has no other
+        yield from _unfused(now, chunk)
     if now.mode != "persistent" and now.attention == "math":
-        if now.prefill_step == "whole" or int(now.prefill_step) > 512:  # where no path is fused
-            both = replace(now, mode="persistent", prefill_step=512)
-            yield "--mode persistent --prefill-step 512", both, chunk
         best = replace(now, mode="persistent", attention="auto", prefill_step=bounded)
         yield f"--mode persistent --attention auto --prefill-step {bounded}", best, chunk
+
+
+def _unfused(now: PlanSettings, chunk: int) -> Iterator[tuple[str, PlanSettings, int]]:
+    """What helps together where attention stays unfused: each change leaves what the next removes."""
+    flags, changed, count = "", now, 0
+    if now.mode != "persistent":
+        flags, changed, count = "--mode persistent", replace(now, mode="persistent"), 1
+    if now.prefill_step == "whole" or int(now.prefill_step) > 512:
+        flags, changed, count = (
+            f"{flags} --prefill-step 512",
+            replace(changed, prefill_step=512),
+            count + 1,
+        )
+        if count > 1:
+            yield flags.strip(), changed, chunk
+    if now.release == "never" and count:
+        yield f"{flags} --release turn".strip(), replace(changed, release="turn"), chunk
 
 
 def what_if(question: Question, seconds: Seconds) -> list[WhatIf]:

@@ -219,6 +219,20 @@ def test_a_bounded_step_over_a_kept_cache_is_offered_where_attention_has_to_stay
     assert both.fits
     assert both.peak_bytes < by_change["--prefill-step 512"].peak_bytes
     assert both.peak_bytes < by_change["--mode persistent"].peak_bytes
+    three = by_change["--mode persistent --prefill-step 512 --release turn"]
+    assert three.peak_bytes < both.peak_bytes
+    kept = replace(ORIGINAL, mode="persistent")
+    rows = {row.change for row in what_if(question(16_000, kept), lambda *_: None)}
+    assert "--prefill-step 512 --release turn" in rows
+    fused = replace(ORIGINAL, attention="auto")
+    rows = {row.change for row in what_if(question(16_000, fused), lambda *_: None)}
+    assert not any(" --" in change for change in rows)
+
+
+def test_the_cause_of_a_kept_cache_names_the_turn_and_not_the_whole_prompt() -> None:
+    plan = plan_document(question(64_000, replace(ORIGINAL, mode="persistent")))
+    over = plan["turns"][plan["first_turn_over"]]
+    assert f"of {over['new_tokens']:,} new tokens over {over['context_tokens']:,}" in plan["cause"]
 
 
 def test_the_printed_what_ifs_stand_beside_what_was_asked(capsys: pytest.CaptureFixture) -> None:
