@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from longctx.errors import LongctxError, UsageError
-from longctx.findmax.search import Bounds, Outcome, next_target, verdict
+from longctx.findmax.search import PLANNED, Bounds, Outcome, next_target, verdict
 from longctx.ledger import Ledger, read_ledger, write_json
 from longctx.trials import Trial, read_trial, run_trial, trial_name
 from longctx.units import format_bytes, format_seconds, format_tokens
@@ -111,7 +111,9 @@ class FindMax:
         """What `longctx find-max --json` prints."""
         known = verdict(self.bounds, self.outcomes)
         predicted, passing = self.bounds.guess, known.largest_passing
-        error = (predicted - passing) / passing if predicted and passing else None
+        error = None
+        if predicted and passing and known.limited_by in PLANNED:  # else it was not put to the test
+            error = (predicted - passing) / passing
         return {
             "schema": SCHEMA,
             "kind": "find-max",

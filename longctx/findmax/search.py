@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 # What the plan knows about; a crash is most often memory that nobody got to see. A size that failed
 # for anything else says nothing about the plan.
-_PLANNED = ("memory", "plan", "crash")
+PLANNED = ("memory", "plan", "crash")
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def next_target(bounds: Bounds, outcomes: Sequence[Outcome]) -> int | None:
             return bounds.smallest
         guess = (bounds.smallest + failing) // 2
         failures = {o.target_tokens: o.limited_by for o in outcomes if not o.passed}
-        if set(failures.values()) <= set(_PLANNED):
+        if set(failures.values()) <= set(PLANNED):
             guess = max(guess, failing - bounds.resolution * _stride(len(failures)))
         return max(bounds.smallest, min(_on_grid(guess, bounds), failing - 1))
     if failing is None:

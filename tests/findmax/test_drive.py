@@ -271,6 +271,13 @@ def test_the_prediction_is_what_the_plan_expects_the_guard_to_let_through(tmp_pa
     assert len(document["trials"]) == 2
 
 
+def test_a_prediction_that_was_not_put_to_the_test_has_no_error(tmp_path: Path) -> None:
+    bounds = replace(BOUNDS, most=6_000, planned=6_000, expected=6_000, forced=False, asked=True)
+    document = FindMax(options(tmp_path), bounds, run=CliffRuns(CLIFF)).search()
+    assert (document["limited_by"], document["prediction_error"]) == ("most", None)
+    assert document["peak_prediction_error"] == 0
+
+
 def test_memory_of_others_that_moves_between_the_runs_is_noted(tmp_path: Path) -> None:
     held = iter([100, 100, 160, 100, 100, 100, 100, 100])
 
