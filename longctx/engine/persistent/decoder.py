@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.resources
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -71,19 +71,20 @@ class State:
     position: torch.Tensor
     following: torch.Tensor
     logits: torch.Tensor
-    stream: torch.Tensor
     mixed: torch.Tensor
+    attended: torch.Tensor
+    middle: torch.Tensor
+    active: torch.Tensor
+    stream: torch.Tensor
     parts: torch.Tensor
     sums: torch.Tensor
-    attended: torch.Tensor
-    active: torch.Tensor
     best: torch.Tensor
-    meetings: torch.Tensor
+    launches: torch.Tensor
 
     @classmethod
     def make(cls, model: Model, sizes: Cut) -> State:
-        """Buffers for a model; the counters start at zero."""
-        shape, bf16, long = model.shape, torch.bfloat16, torch.long
+        """Buffers for a model, all zeros: no tag of the kernel is 0 before it has been used."""
+        shape, word, long = model.shape, torch.int32, torch.long
         parts = shape.query_heads * sizes.splits
 
         def empty(size: int, dtype: torch.dtype) -> torch.Tensor:
@@ -94,22 +95,23 @@ class State:
             position=empty(1, long),
             following=empty(1, long),
             logits=empty(shape.vocab, torch.float32),
-            stream=empty(shape.hidden, bf16),
-            mixed=empty(sizes.defines["QKV_ROWS"], bf16),
-            parts=empty(parts * shape.head_dim, torch.float32),
-            sums=empty(2 * parts, torch.float32),
-            attended=empty(shape.query_heads * shape.head_dim, bf16),
-            active=empty(shape.intermediate, bf16),
+            mixed=empty(sizes.defines["QKV_ROWS"], word),
+            attended=empty(shape.query_heads * shape.head_dim, word),
+            middle=empty(shape.hidden, word),
+            active=empty(shape.intermediate, word),
+            stream=empty(shape.hidden, word),
+            parts=empty(parts * shape.head_dim, long),
+            sums=empty(2 * parts, long),
             best=empty(2 * sizes.programs, long),
-            meetings=empty(2, long),
+            launches=empty(1, long),
         )
 
-    def pointers(self) -> list[torch.Tensor]:
+    def tensors(self) -> list[torch.Tensor]:
         """The tensors in the kernel's order."""
-        return [
-            self.token, self.position, self.following, self.logits, self.stream, self.mixed,
-            self.parts, self.sums, self.attended, self.active, self.best, self.meetings,
-        ]  # fmt: skip
+        return [getattr(self, field.name) for field in fields(self)]
+
+
+STATES = len(fields(State))
 
 
 class Arguments(ctypes.Structure):
@@ -124,7 +126,7 @@ class Arguments(ctypes.Structure):
         ("rope_factor", ctypes.c_float),
         ("eps", ctypes.c_float),
         ("scale", ctypes.c_float),
-        ("state", ctypes.c_void_p * 12),
+        ("state", ctypes.c_void_p * STATES),
     )
 
 
@@ -155,7 +157,7 @@ class PersistentDecoder:
             rope_factor=model.rope.factor,
             eps=model.shape.norm_eps,
             scale=model.scale * LOG2_E,
-            state=(ctypes.c_void_p * 12)(*(t.data_ptr() for t in self.buffers.pointers())),
+            state=(ctypes.c_void_p * STATES)(*(t.data_ptr() for t in self.buffers.tensors())),
         )
         self._expected: tuple[int, int] | None = None  # what the device holds for the next step
 

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from longctx.shapes import ModelShape
 
 WARPS = 8
-PACKED_WARPS = 8
 PRODUCERS = 4  # warps, beside those
-WINDOW = 3  # stages under way: enough for the memory, and no queue in front of it
+# stages under way: enough for the memory, and no queue in front of it
+WINDOW = 3
+PACKED_WINDOW = 6  # they are smaller
 TEAMS = 4  # of warps; the number of stages is a multiple of it
 STAGE_BYTES = 16_896  # 16 rows of 512 bf16 columns, or 16 KiB of cache; and gaps or scales
 GAP_BYTES = 64  # between every second row and the next
 STATIC_SHARED = 5_376  # what the kernel takes besides stages and the vector; and 512 a warp
 MAX_SPLITS = 32
 MAX_GROUP = 8
+MOST_IDS = 1 << 20
 PAIR_TILE = 8
 TILE = 16
 KV_MODES = {"bfloat16": 0, "int8": 1, "fp8": 2}
@@ -99,6 +101,8 @@ def cut(shape: ModelShape, kv_dtype: str, packed: bool, divide: bool, machine: M
         raise NotPossible(f"{group} query heads share a KV head")
     if shape.head_dim not in (64, 128) or (shape.head_dim == 64 and KV_MODES[kv_dtype]):
         raise NotPossible(f"heads of {shape.head_dim} with a {kv_dtype} cache")
+    if shape.vocab >= MOST_IDS:
+        raise NotPossible(f"the vocabulary has {shape.vocab:,} ids")
     attended = shape.query_heads * shape.head_dim
     widths = (shape.hidden, attended, shape.intermediate)
     if any(width % 256 for width in widths):
@@ -107,11 +111,10 @@ def cut(shape: ModelShape, kv_dtype: str, packed: bool, divide: bool, machine: M
     if shape.kv_heads > programs:
         raise NotPossible(f"{shape.kv_heads} KV heads on {programs} multiprocessors")
     splits = min(programs // shape.kv_heads, MAX_SPLITS)
-    warps = PACKED_WARPS if packed else WARPS
-    work = max(2 * max(widths), warps * group * shape.head_dim * 4)
+    work = max(2 * max(widths), WARPS * group * shape.head_dim * 4)
     work = -(-work // 128) * 128
     stages = (
-        (machine.shared_bytes - STATIC_SHARED - 512 * warps - work) // STAGE_BYTES // TEAMS * TEAMS
+        (machine.shared_bytes - STATIC_SHARED - 512 * WARPS - work) // STAGE_BYTES // TEAMS * TEAMS
     )
     if not stages:
         raise NotPossible(f"{machine.shared_bytes:,} bytes of shared memory are too few")
@@ -127,9 +130,9 @@ def cut(shape: ModelShape, kv_dtype: str, packed: bool, divide: bool, machine: M
         "QKV_ROWS": qkv,
         "PROGRAMS": programs,
         "SPLITS": splits,
-        "WARPS": warps,
+        "WARPS": WARPS,
         "PRODUCERS": PRODUCERS,
-        "WINDOW": min(WINDOW, stages),
+        "WINDOW": min(PACKED_WINDOW if packed else WINDOW, stages),
         "STAGES": stages,
         "STAGE_BYTES": STAGE_BYTES,
         "KV_MODE": KV_MODES[kv_dtype],
@@ -149,5 +152,5 @@ def cut(shape: ModelShape, kv_dtype: str, packed: bool, divide: bool, machine: M
         tallest = TILE if tile == PAIR_TILE else max(height(n, tile) for n in mine)
         defines[f"{name}_TILE"] = tile
         defines[f"{name}_SLICE"] = slice_columns(columns, tallest, is_packed)
-    threads = (warps + PRODUCERS) * 32
+    threads = (WARPS + PRODUCERS) * 32
     return Cut(defines, stages * STAGE_BYTES + work, programs, threads, splits)

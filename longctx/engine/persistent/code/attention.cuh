@@ -34,7 +34,7 @@ struct Split {
 };
 
 // Rows of keys or of values; a lane has the same chunk of different rows.
-__device__ __forceinline__ void copy_rows(u32 to, const u8* rows, int count, u64 policy) {
+__device__ __forceinline__ void copy_tokens(u32 to, const u8* rows, int count, u64 policy) {
     const int thread = threadIdx.x - CONSUMERS, chunk = thread % CHUNKS;
     constexpr int AT_ONCE = PRODUCERS * 32 / CHUNKS;
     const u8* from = rows + thread / CHUNKS * KV_ROW + chunk * 16;
@@ -57,8 +57,8 @@ __device__ __forceinline__ void stream_cache(const Ring& ring, Turn& turn, const
         const i64 at = split.head * capacity + first;
         const u32 stage = ring.wait_empty(turn);
         const u32 full = ring.full + 8 * turn.stage;
-        copy_rows(stage, keys + at * KV_ROW, count, policy);
-        copy_rows(stage + KV_VALUES, values + at * KV_ROW, count, policy);
+        copy_tokens(stage, keys + at * KV_ROW, count, policy);
+        copy_tokens(stage + KV_VALUES, values + at * KV_ROW, count, policy);
         if (KV_MODE == 1 && thread < TOKENS / 4) {
             const int eight = thread % (TOKENS / 8);
             const u8* scales = thread < TOKENS / 8 ? layer.key_scales : layer.value_scales;
@@ -76,7 +76,7 @@ __device__ __forceinline__ void stream_cache(const Ring& ring, Turn& turn, const
 // ---- products of one warp ----
 __device__ __forceinline__ void score(float (&c)[4], u32 q0, u32 q1, u32 k0, u32 k1) {
     if (PACKED)
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
                      "{%0, %1, %2, %3}, {%4, %5, %6, %5}, {%7, %8}, {%0, %1, %2, %3};"
                      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                      : "r"(q0), "r"(0), "r"(q1), "r"(k0), "r"(k1));
@@ -85,11 +85,11 @@ __device__ __forceinline__ void score(float (&c)[4], u32 q0, u32 q1, u32 k0, u32
 }
 __device__ __forceinline__ void weigh(float (&c)[4], u32 v0, u32 v1, u32 p) {
     if (PACKED)
-        asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
                      "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
                      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(v0), "r"(v1), "r"(p));
     else
-        asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 "
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 "
                      "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
                      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(v0), "r"(v1), "r"(p));
 }

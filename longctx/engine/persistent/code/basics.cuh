@@ -39,22 +39,79 @@ __device__ __forceinline__ float widen_half(u16 value) {
     return r;
 }
 
-// ---- global memory that other multiprocessors write: never through L1 ----
-__device__ __forceinline__ u32 load_u32(const void* p) {
+// ---- what programs tell each other ----
+// Every value travels in one word with a tag that changes with every use of its place, so a reader
+// sees by the word itself whether it is the new one: no barrier, no fence, no counter. A place is
+// written again only after all its readers have shown, by what they sent since, that they read it.
+__device__ __forceinline__ u32 load_u32(const u32* p) {
     u32 r;
-    asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(r) : "l"(p) : "memory");
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(r) : "l"(p) : "memory");
     return r;
 }
-__device__ __forceinline__ u16 load_u16(const void* p) {
-    u16 r;
-    asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(r) : "l"(p) : "memory");
-    return r;
-}
-__device__ __forceinline__ float load_f32(const void* p) { return __uint_as_float(load_u32(p)); }
 __device__ __forceinline__ u64 load_u64(const void* p) {
     u64 r;
-    asm volatile("ld.global.cg.u64 %0, [%1];" : "=l"(r) : "l"(p) : "memory");
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(r) : "l"(p) : "memory");
     return r;
+}
+__device__ __forceinline__ void send_bf16(u32* to, float value, u32 tag) {
+    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to),
+                 "r"((u32)narrow(value) << 16 | (tag & 0xffff)) : "memory");
+}
+// COUNT of them, `apart` words apart; all are asked for at once, and again until all are there.
+template <int COUNT>
+__device__ __forceinline__ void receive_bf16(const u32* from, int apart, u32 tag, float (&values)[COUNT]) {
+    u32 words[COUNT], stale;
+    do {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) words[i] = load_u32(from + i * apart);
+        stale = 0;
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) stale |= words[i] ^ tag;
+    } while (stale & 0xffff);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) values[i] = high(words[i]);
+}
+__device__ __forceinline__ void send_f32(u64* to, float value, u32 tag) {
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to),
+                 "l"((u64)__float_as_uint(value) << 32 | tag) : "memory");
+}
+// COUNT of them, each from its own place; none from null.
+template <int COUNT>
+__device__ __forceinline__ void receive_f32(const u64* const (&from)[COUNT], u32 tag, float (&values)[COUNT]) {
+    u64 words[COUNT];
+    bool missing;
+    do {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) words[i] = from[i] ? load_u64(from[i]) : (u64)tag;
+        missing = false;
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) missing |= (u32)words[i] != tag;
+    } while (missing);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) values[i] = __uint_as_float((u32)(words[i] >> 32));
+}
+// Four neighbouring bf16, COUNT times, `apart` words apart; what is not there yet is asked for again.
+template <int COUNT>
+__device__ __forceinline__ void receive_fours(const u32* from, int apart, int have, u32 tag,
+                                              uint4 (&words)[COUNT]) {
+    bool missing = true;
+    u32 wanted = (1u << have) - 1;
+    while (missing) {
+        missing = false;
+#pragma unroll
+        for (int i = 0; i < COUNT; i++)
+            if (wanted >> i & 1)
+                asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                             : "=r"(words[i].x), "=r"(words[i].y), "=r"(words[i].z), "=r"(words[i].w)
+                             : "l"(from + (i64)i * apart) : "memory");
+#pragma unroll
+        for (int i = 0; i < COUNT; i++)
+            if (wanted >> i & 1) {
+                const uint4 w = words[i];
+                if (((w.x ^ tag) | (w.y ^ tag) | (w.z ^ tag) | (w.w ^ tag)) & 0xffff) missing = true;
+                else wanted &= ~(1u << i);
+            }
+    }
 }
 
 // ---- shared memory ----
@@ -119,7 +176,7 @@ __device__ __forceinline__ void copies_arrive(u32 barrier) {
 
 // ---- tensor cores: columns of B are the same, or heads ----
 __device__ __forceinline__ void multiply(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
                  "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
@@ -170,30 +227,5 @@ struct Ring {
         // what was written by ordinary copies must not be overtaken by the bulk ones
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
         return at(turn.stage);
-    }
-};
-
-// All programs meet; `count` only grows, over all launches.
-struct Grid {
-    u64* count;
-    u64 goal;
-    __device__ __forceinline__ void arrive() {
-        consumers_sync();
-        goal += PROGRAMS;
-        if (threadIdx.x == 0)
-            asm volatile("red.release.gpu.global.add.u64 [%0], 1;" ::"l"(count) : "memory");
-    }
-    __device__ __forceinline__ void wait() {
-        if (threadIdx.x == 0) {
-            u64 seen;
-            do {
-                asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(seen) : "l"(count) : "memory");
-            } while (seen < goal);
-        }
-        consumers_sync();
-    }
-    __device__ __forceinline__ void meet() {
-        arrive();
-        wait();
     }
 };

@@ -1,21 +1,22 @@
 // One token through the whole model in one launch: PROGRAMS programs of PRODUCERS warps, which stream
-// weights and KV cache through shared memory without a pause, and WARPS consumer warps, which meet
-// all other programs' wherever a layer needs the whole vector. What is streamed does not depend on
-// the token, so memory is busy while they meet.
+// weights and KV cache through shared memory without a pause, and WARPS consumer warps, which send
+// what they computed to all other programs wherever a layer needs the whole vector. What is streamed
+// does not depend on the token, so memory is busy while they wait for each other.
 
 struct State {
     i64* token;       // in: the id that is fed; out: the most likely next one
     i64* position;    // in: its position; out: the next
     i64* following;   // out: the most likely next id
     float* logits;    // [VOCAB]
-    u16* stream;      // [HIDDEN] bf16, between the layers
-    u16* mixed;       // [(HEADS + 2 KV_HEADS) D] bf16
-    float* parts;     // [KV_HEADS, SPLITS, GROUP, D]
-    float* sums;      // [KV_HEADS, SPLITS, GROUP, 2]: largest score, sum
-    u16* attended;    // [HEADS D] bf16
-    u16* active;      // [INTER] bf16
-    u64* best;        // [PROGRAMS, BATCH / 2]
-    u64* meetings;    // [2]: arrivals so far, arrivals before this launch
+    u32* mixed;       // [(HEADS + 2 KV_HEADS) D], words as `send_bf16` makes them, as are
+    u32* attended;    // [HEADS D]
+    u32* middle;      // [HIDDEN], the stream after attention
+    u32* active;      // [INTER]
+    u32* stream;      // [HIDDEN], after the layer
+    u64* parts;       // [KV_HEADS, SPLITS, GROUP, D], words as `send_f32` makes them, as are
+    u64* sums;        // [KV_HEADS, SPLITS, GROUP, 2]: largest score, sum
+    u64* best;        // [PROGRAMS, BATCH / 2]: `ranked`, with the launch in the lowest bits
+    i64* launches;    // so far
 };
 
 struct Arguments {
@@ -37,7 +38,7 @@ typedef Matrix<HIDDEN, VOCAB, HEAD_TILE, HEAD_SLICE, false, 0> Head;
 __device__ __forceinline__ void produce(const Arguments& a, const Ring& ring) {
     Turn turn;
     const u64 policy = read_once();
-    const Split split((int)load_u64(a.state.position));
+    const Split split((int)*a.state.position);
     for (int i = 0; i < LAYERS; i++) {
         const Layer& layer = layers[i];
         stream<Qkv>(ring, turn, layer.qkv, policy);
@@ -60,31 +61,54 @@ struct Shared {
     AttentionShared attention;
 };
 
-constexpr int PER_THREAD = (HIDDEN / 2 + CONSUMERS - 1) / CONSUMERS;
+constexpr int PER_THREAD = (HIDDEN / 4 + CONSUMERS - 1) / CONSUMERS;  // fours of a vector
 
-// x = RMSNorm(stream): `weights` were loaded before the programs met.
-struct Normed {
-    u32 weights[PER_THREAD];
-    __device__ __forceinline__ Normed(const u16* norm) {
-#pragma unroll
-        for (int i = 0; i < PER_THREAD; i++) {
-            const int at = threadIdx.x + i * CONSUMERS;
-            weights[i] = at < HIDDEN / 2 ? ((const u32*)norm)[at] : 0;
-        }
+template <int FORMAT_>
+__device__ __forceinline__ void store_four(u32 x, int four, float a, float b, float c, float d) {
+    if (FORMAT_ == 0) {
+        asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(x + 8 * four), "r"(pack(a, b)), "r"(pack(c, d))
+                     : "memory");
+    } else {  // where 4-bit weights meet it: of eight, 0 4 2 6 1 5 3 7
+        const u32 to = x + 16 * (four >> 1) + 2 * (four & 1);
+        asm volatile("st.shared.u16 [%0], %1;" ::"r"(to), "h"(to_half(a)) : "memory");
+        asm volatile("st.shared.u16 [%0], %1;" ::"r"(to + 8), "h"(to_half(b)) : "memory");
+        asm volatile("st.shared.u16 [%0], %1;" ::"r"(to + 4), "h"(to_half(c)) : "memory");
+        asm volatile("st.shared.u16 [%0], %1;" ::"r"(to + 12), "h"(to_half(d)) : "memory");
     }
-    template <int FORMAT_>
-    __device__ __forceinline__ void store(const u16* from, float eps, const Shared& shared) const {
-        const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-        u32 values[PER_THREAD];
+}
+
+// x = RMSNorm(stream): the norm's weights are loaded before the stream is there.
+struct Normed {
+    uint2 weights[PER_THREAD];
+    int have;
+    __device__ __forceinline__ Normed(const u16* norm) {
+        have = (HIDDEN / 4 - (int)threadIdx.x + CONSUMERS - 1) / CONSUMERS;
 #pragma unroll
-        for (int i = 0; i < PER_THREAD; i++) {
-            const int at = threadIdx.x + i * CONSUMERS;
-            values[i] = at < HIDDEN / 2 ? load_u32(from + 2 * at) : 0;
+        for (int i = 0; i < PER_THREAD; i++)
+            weights[i] = i < have ? ((const uint2*)norm)[threadIdx.x + i * CONSUMERS] : make_uint2(0, 0);
+    }
+    // from: words with this tag; or plain bf16 (the embedding), if `plain`
+    template <int FORMAT_>
+    __device__ __forceinline__ void store(const u32* from, const u16* plain, u32 tag, float eps,
+                                          const Shared& shared) const {
+        const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+        uint4 words[PER_THREAD];
+        if (plain) {
+#pragma unroll
+            for (int i = 0; i < PER_THREAD; i++) {
+                const uint2 two = i < have ? ((const uint2*)plain)[threadIdx.x + i * CONSUMERS] : make_uint2(0, 0);
+                words[i] = make_uint4(two.x << 16, two.x, two.y << 16, two.y);
+            }
+        } else {
+            receive_fours(from + 4 * threadIdx.x, 4 * CONSUMERS, have, tag, words);
         }
         float squares = 0.f;
 #pragma unroll
         for (int i = 0; i < PER_THREAD; i++)
-            squares += low(values[i]) * low(values[i]) + high(values[i]) * high(values[i]);
+            if (i < have) {
+                const float a = high(words[i].x), b = high(words[i].y), c = high(words[i].z), d = high(words[i].w);
+                squares += a * a + b * b + c * c + d * d;
+            }
 #pragma unroll
         for (int offset = 16; offset; offset >>= 1) squares += __shfl_xor_sync(~0u, squares, offset);
         if (lane == 0) shared.small[warp] = squares;
@@ -94,40 +118,30 @@ struct Normed {
         for (int i = 0; i < WARPS; i++) total += shared.small[i];
         const float factor = 1.f / sqrtf(total / HIDDEN + eps);
 #pragma unroll
-        for (int i = 0; i < PER_THREAD; i++) {
-            const int at = threadIdx.x + i * CONSUMERS;
-            if (at >= HIDDEN / 2) continue;
-            const float first = low(values[i]) * factor * low(weights[i]);
-            const float second = high(values[i]) * factor * high(weights[i]);
-            if (FORMAT_ == 0) {
-                asm volatile("st.shared.u32 [%0], %1;" ::"r"(shared.x + 4 * at), "r"(pack(first, second))
-                             : "memory");
-            } else {
-                asm volatile("st.shared.u16 [%0], %1;" ::"r"(shared.x + 2 * place<FORMAT_>(2 * at)),
-                             "h"(to_half(first)) : "memory");
-                asm volatile("st.shared.u16 [%0], %1;" ::"r"(shared.x + 2 * place<FORMAT_>(2 * at + 1)),
-                             "h"(to_half(second)) : "memory");
-            }
-        }
+        for (int i = 0; i < PER_THREAD; i++)
+            if (i < have)
+                store_four<FORMAT_>(shared.x, threadIdx.x + i * CONSUMERS,
+                                    high(words[i].x) * factor * low(weights[i].x),
+                                    high(words[i].y) * factor * high(weights[i].x),
+                                    high(words[i].z) * factor * low(weights[i].y),
+                                    high(words[i].w) * factor * high(weights[i].y));
         consumers_sync();
     }
 };
 
-// x = a vector that the programs wrote, K a multiple of 8.
+// x = a vector that the programs send.
 template <int K, int FORMAT_>
-__device__ __forceinline__ void store_vector(const u16* from, const Shared& shared) {
-#pragma unroll 4
-    for (int at = threadIdx.x; at < K / 8; at += CONSUMERS) {
-        uint4 v;
-        asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from + 8 * at) : "memory");
-        if (FORMAT_ == 1) {
-            const uint4 n = v;
-            v.x = to_halves(low(n.x), low(n.y)), v.y = to_halves(low(n.z), low(n.w));
-            v.z = to_halves(high(n.x), high(n.y)), v.w = to_halves(high(n.z), high(n.w));
-        }
-        asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared.x + 16 * at), "r"(v.x),
-                     "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+__device__ __forceinline__ void store_vector(const u32* from, u32 tag, const Shared& shared) {
+    constexpr int AT_ONCE = 5;  // fours of a thread under way
+    for (int at = threadIdx.x; at < K / 4; at += AT_ONCE * CONSUMERS) {
+        uint4 words[AT_ONCE];
+        const int have = min(AT_ONCE, (K / 4 - at + CONSUMERS - 1) / CONSUMERS);
+        receive_fours(from + 4 * at, 4 * CONSUMERS, have, tag, words);
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++)
+            if (i < have)
+                store_four<FORMAT_>(shared.x, at + i * CONSUMERS, high(words[i].x), high(words[i].y),
+                                    high(words[i].z), high(words[i].w));
     }
     consumers_sync();
 }
@@ -135,7 +149,7 @@ __device__ __forceinline__ void store_vector(const u16* from, const Shared& shar
 // Normed and turned queries of this split's group; the last split also makes and stores the newest
 // key and value. A warp takes one head; a lane has dimensions lane + 32 i.
 __device__ __forceinline__ void prepare_attention(const Arguments& a, const Layer& layer,
-                                                  const Split& split, int position,
+                                                  const Split& split, int position, u32 tag,
                                                   const Shared& shared) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     constexpr int EACH = D / 32;
@@ -144,10 +158,12 @@ __device__ __forceinline__ void prepare_attention(const Arguments& a, const Laye
         float v[EACH];
         const int head = item < GROUP ? split.head * GROUP + item
                          : item == GROUP ? HEADS + split.head : HEADS + KV_HEADS + split.head;
+        const u16* norm = item < GROUP ? layer.query_norm : item == GROUP ? layer.key_norm : nullptr;
+        float weights[EACH];  // loaded before the rest is there
 #pragma unroll
-        for (int i = 0; i < EACH; i++) v[i] = widen(load_u16(a.state.mixed + head * D + lane + 32 * i));
+        for (int i = 0; i < EACH; i++) weights[i] = norm ? widen(norm[lane + 32 * i]) : 0.f;
+        receive_bf16(a.state.mixed + head * D + lane, 32, tag, v);
         if (item != GROUP + 1) {
-            const u16* norm = item < GROUP ? layer.query_norm : layer.key_norm;
             if (norm) {
                 float squares = 0.f;
 #pragma unroll
@@ -157,7 +173,7 @@ __device__ __forceinline__ void prepare_attention(const Arguments& a, const Laye
                     squares += __shfl_xor_sync(~0u, squares, offset);
                 const float factor = 1.f / sqrtf(squares / D + a.eps);
 #pragma unroll
-                for (int i = 0; i < EACH; i++) v[i] = v[i] * factor * widen(norm[lane + 32 * i]);
+                for (int i = 0; i < EACH; i++) v[i] = v[i] * factor * weights[i];
             }
 #pragma unroll
             for (int i = 0; i < EACH / 2; i++) {
@@ -238,8 +254,9 @@ __device__ __forceinline__ void score_newest(const Arguments& a, bool live, cons
     }
 }
 
-// The warps' parts of this split become one, in global memory.
-__device__ __forceinline__ void merge_warps(const Arguments& a, const Split& split, const Shared& shared) {
+// The warps' parts of this split become one, and are sent.
+__device__ __forceinline__ void merge_warps(const Arguments& a, const Split& split, u32 tag,
+                                            const Shared& shared) {
     const bool newest = split.index == SPLITS - 1;
     const float* tops = shared.attention.tops;
     const float* totals = tops + (WARPS + 1) * 8;
@@ -257,31 +274,34 @@ __device__ __forceinline__ void merge_warps(const Arguments& a, const Split& spl
             if (i < WARPS) sum += weight * shared.attention.outputs[(i * GROUP + head) * D + d];
             else if (newest) sum += weight * shared.attention.value[d];
         }
-        a.state.parts[base * D + at] = sum;
+        send_f32(a.state.parts + base * D + at, sum, tag);
         if (d == 0) {
-            a.state.sums[2 * (base + head)] = top;
-            a.state.sums[2 * (base + head) + 1] = total;
+            send_f32(a.state.sums + 2 * (base + head), top, tag);
+            send_f32(a.state.sums + 2 * (base + head) + 1, total, tag);
         }
     }
 }
 
 // The splits' parts become the attended vector, 32 dimensions of a head at a time.
-__device__ __forceinline__ void merge_splits(const Arguments& a, const Shared& shared) {
+__device__ __forceinline__ void merge_splits(const Arguments& a, u32 tag, const Shared& shared) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     for (int chunk = blockIdx.x; chunk < HEADS * D / 32; chunk += PROGRAMS) {
         const int head = chunk / (D / 32), d = chunk % (D / 32) * 32 + lane;
         const i64 base = (i64)(head / GROUP) * SPLITS * GROUP + head % GROUP;
-        float value[(SPLITS + WARPS - 1) / WARPS];
+        constexpr int EACH = (SPLITS + WARPS - 1) / WARPS;
+        // the largest score and the sum of split `lane`, and this dimension of some splits
+        const u64* from[EACH + 2];
+        float value[EACH + 2];
 #pragma unroll
-        for (int i = 0; i < (SPLITS + WARPS - 1) / WARPS; i++) {
+        for (int i = 0; i < EACH; i++) {
             const int split = warp + i * WARPS;
-            value[i] = split < SPLITS ? load_f32(a.state.parts + (base + split * GROUP) * D + d) : 0.f;
+            from[i] = split < SPLITS ? a.state.parts + (base + split * GROUP) * D + d : nullptr;
         }
-        float top = NONE, total = 0.f;
-        if (lane < SPLITS) {
-            top = load_f32(a.state.sums + 2 * (base + lane * GROUP));
-            total = load_f32(a.state.sums + 2 * (base + lane * GROUP) + 1);
-        }
+        from[EACH] = lane < SPLITS ? a.state.sums + 2 * (base + lane * GROUP) : nullptr;
+        from[EACH + 1] = lane < SPLITS ? from[EACH] + 1 : nullptr;
+        receive_f32(from, tag, value);
+        const float top = lane < SPLITS ? value[EACH] : NONE;
+        float total = value[EACH + 1];
         float highest = top;
 #pragma unroll
         for (int offset = 16; offset; offset >>= 1)
@@ -292,7 +312,7 @@ __device__ __forceinline__ void merge_splits(const Arguments& a, const Shared& s
         for (int offset = 16; offset; offset >>= 1) total += __shfl_xor_sync(~0u, total, offset);
         float sum = 0.f;
 #pragma unroll
-        for (int i = 0; i < (SPLITS + WARPS - 1) / WARPS; i++)
+        for (int i = 0; i < EACH; i++)
             sum += value[i] * __shfl_sync(~0u, weight, (warp + i * WARPS) & 31);
         shared.reduce[warp * 32 + lane] = sum;
         consumers_sync();
@@ -300,7 +320,7 @@ __device__ __forceinline__ void merge_splits(const Arguments& a, const Shared& s
             float whole = 0.f;
 #pragma unroll
             for (int i = 0; i < WARPS; i++) whole += shared.reduce[i * 32 + lane];
-            a.state.attended[head * D + d] = narrow(whole / total);
+            send_bf16(a.state.attended + head * D + d, whole / total, tag);
         }
         consumers_sync();
     }
@@ -308,11 +328,12 @@ __device__ __forceinline__ void merge_splits(const Arguments& a, const Shared& s
 
 __device__ __forceinline__ float silu(float gate) { return gate / (1.f + expf(-gate)); }
 
-// Orders as the values do, and among equals the lower index first.
+// Orders as the values do, and among equals the lower index first; the lowest 12 bits are free.
+static_assert(VOCAB < 1 << 20, "an id has 20 bits");
 __device__ __forceinline__ u64 ranked(float value, int index) {
     const u32 bits = __float_as_uint(value);
     const u32 key = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-    return ((u64)key << 32) | (0xffffffffu - (u32)index);
+    return (u64)key << 32 | (u64)(0xfffffu - (u32)index) << 12;
 }
 
 __device__ __forceinline__ u64 highest(u64 best) {
@@ -327,9 +348,9 @@ __device__ __forceinline__ u64 highest(u64 best) {
 __device__ __forceinline__ void consume(const Arguments& a, const Ring& ring, const Shared& shared) {
     Turn turn;
     const State& s = a.state;
-    Grid grid = {s.meetings, load_u64(s.meetings + 1)};
-    const int position = (int)load_u64(s.position);
-    const u16* token = a.embed + (i64)load_u64(s.token) * HIDDEN;
+    const i64 launch = *s.launches;
+    const int position = (int)*s.position;
+    const u16* token = a.embed + *s.token * HIDDEN;
     const Split split(position);
     for (int i = threadIdx.x; i < 8 * D; i += CONSUMERS)  // rows beyond the group stay zeros
         asm volatile("st.shared.u16 [%0], %1;" ::"r"(shared.attention.queries + 2 * i), "h"((u16)0)
@@ -340,83 +361,84 @@ __device__ __forceinline__ void consume(const Arguments& a, const Ring& ring, co
         shared.turned[D / 2 + threadIdx.x] = sinf(angle) * a.rope_factor;
     }
     auto nothing = [](int) { return 0.f; };
+    u32 tag = (u32)launch * LAYERS;
     for (int i = 0; i < LAYERS; i++) {
         const Layer& layer = layers[i];
-        const u16* before = i ? s.stream : token;
+        const u16* plain = i ? nullptr : token;
+        const u32 last = tag++;
         {
             const Normed normed(layer.input_norm);
-            if (i) grid.wait();
-            normed.store<WEIGHT_FORMAT>(before, a.eps, shared);
+            normed.store<WEIGHT_FORMAT>(s.stream, plain, last, a.eps, shared);
         }
         const u16* bias = layer.qkv_bias;
         product<Qkv>(
             ring, turn, layer.qkv, shared.x, shared.zeros, shared.sums,
             [&](int row) { return bias ? widen(bias[row]) : 0.f; },
-            [&](int row, float sum, float, float add) { s.mixed[row] = narrow(sum + add); });
-        grid.meet();
+            [&](int row, float sum, float, float add) { send_bf16(s.mixed + row, sum + add, tag); });
         if (split.live) {
-            prepare_attention(a, layer, split, position, shared);
+            prepare_attention(a, layer, split, position, tag, shared);
             score_newest(a, split.index == SPLITS - 1, shared);
             attend(ring, turn, split, a.scale, shared.attention);
             consumers_sync();
-            merge_warps(a, split, shared);
+            merge_warps(a, split, tag, shared);
         }
-        grid.meet();
-        merge_splits(a, shared);
-        grid.meet();
-        store_vector<Out::K, WEIGHT_FORMAT>(s.attended, shared);
+        consumers_sync();  // what was merged lay where the next vector goes, and sums where parts go
+        merge_splits(a, tag, shared);
+        store_vector<Out::K, WEIGHT_FORMAT>(s.attended, tag, shared);
         const u16* out_bias = layer.o_bias;
         product<Out>(
             ring, turn, layer.o, shared.x, shared.zeros, shared.sums,
-            [&](int row) { return widen(load_u16(before + row)) + (out_bias ? widen(out_bias[row]) : 0.f); },
-            [&](int row, float sum, float, float add) { s.stream[row] = narrow(sum + add); });
+            [&](int row) {
+                const float before = plain ? widen(plain[row]) : high(load_u32(s.stream + row));
+                return before + (out_bias ? widen(out_bias[row]) : 0.f);
+            },
+            [&](int row, float sum, float, float add) { send_bf16(s.middle + row, sum + add, tag); });
         {
             const Normed normed(layer.post_norm);
-            grid.meet();
-            normed.store<WEIGHT_FORMAT>(s.stream, a.eps, shared);
+            normed.store<WEIGHT_FORMAT>(s.middle, nullptr, tag, a.eps, shared);
         }
-        product<GateUp>(ring, turn, layer.gate_up, shared.x, shared.zeros, shared.sums, nothing,
-                        [&](int row, float gate, float up, float) { s.active[row] = narrow(silu(gate) * up); });
-        grid.meet();
-        store_vector<Down::K, WEIGHT_FORMAT>(s.active, shared);
+        product<GateUp>(
+            ring, turn, layer.gate_up, shared.x, shared.zeros, shared.sums, nothing,
+            [&](int row, float gate, float up, float) { send_bf16(s.active + row, silu(gate) * up, tag); });
+        store_vector<Down::K, WEIGHT_FORMAT>(s.active, tag, shared);
         product<Down>(
             ring, turn, layer.down, shared.x, shared.zeros, shared.sums,
-            [&](int row) { return widen(load_u16(s.stream + row)); },
-            [&](int row, float sum, float, float add) { s.stream[row] = narrow(sum + add); });
-        grid.arrive();
+            [&](int row) { return high(load_u32(s.middle + row)); },
+            [&](int row, float sum, float, float add) { send_bf16(s.stream + row, sum + add, tag); });
     }
     {
         const Normed normed(a.norm);
-        grid.wait();
-        normed.store<0>(s.stream, a.eps, shared);
+        normed.store<0>(s.stream, nullptr, tag, a.eps, shared);
     }
     u64 best = 0;
     const Weights head = {a.head, nullptr, nullptr};
-    product<Head>(ring, turn, head, shared.x, shared.zeros, shared.sums, nothing, [&](int row, float sum, float, float) {
-        s.logits[row] = sum;
-        const u64 rank = ranked(sum, row);
-        if (rank > best) best = rank;
-    });
+    product<Head>(ring, turn, head, shared.x, shared.zeros, shared.sums, nothing,
+                  [&](int row, float sum, float, float) {
+                      s.logits[row] = sum;
+                      const u64 rank = ranked(sum, row);
+                      if (rank > best) best = rank;
+                  });
+    const u64 mark = (u64)(launch + 1) & 0xfff;
     best = highest(best);
     if ((threadIdx.x & 31) == 0 && threadIdx.x < 16 * BATCH)  // the warps that finish rows
-        s.best[blockIdx.x * (BATCH / 2) + threadIdx.x / 32] = best;
-    grid.arrive();
-    if (blockIdx.x) return;
-    grid.wait();
-    if (threadIdx.x < 32) {
-        best = 0;
-        for (int i = threadIdx.x; i < PROGRAMS * (BATCH / 2); i += 32) {
-            const u64 other = load_u64(s.best + i);
-            if (other > best) best = other;
-        }
-        best = highest(best);
-        if (threadIdx.x == 0) {
-            const i64 chosen = (i64)(0xffffffffu - (u32)best);
-            *s.following = chosen;
-            *s.token = chosen;
-            *s.position = position + 1;
-            s.meetings[1] = grid.goal;
-        }
+        asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(s.best + blockIdx.x * (BATCH / 2) +
+                                                                 threadIdx.x / 32),
+                     "l"(best | mark) : "memory");
+    if (blockIdx.x || threadIdx.x >= 32) return;
+    best = 0;
+    for (int i = threadIdx.x; i < PROGRAMS * (BATCH / 2); i += 32) {
+        u64 other;
+        do other = load_u64(s.best + i);
+        while ((other & 0xfff) != mark);
+        if (other > best) best = other;
+    }
+    best = highest(best);
+    if (threadIdx.x == 0) {  // every program has read these
+        const i64 chosen = 0xfffffu - (u32)(best >> 12 & 0xfffff);
+        *s.following = chosen;
+        *s.token = chosen;
+        *s.position = position + 1;
+        *s.launches = launch + 1;
     }
 }
 
