@@ -67,8 +67,12 @@ def compare_settings(
     if directory.exists() and any(directory.iterdir()):
         raise UsageError(f"{directory} is not empty.", hint="Give another --output-dir.")
     say(f"record: {directory}")
-    with signals_interrupt():
-        found = _alternating(base, changes, sides, repeats, directory, config_file, say)
+    try:
+        with signals_interrupt():
+            found = _alternating(base, changes, sides, repeats, directory, config_file, say)
+    except KeyboardInterrupt:
+        say(f"interrupted; two finished runs of {directory} can be compared by their directories")
+        raise
     document = _finished(found[0], found[1], (sides[0], sides[1]), thresholds)
     document["directory"] = str(directory)
     document["argv"] = sys.argv
