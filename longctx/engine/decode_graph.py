@@ -62,8 +62,9 @@ class GraphDecoder:
         model, cache: must be `usable`, and the cache must have room; a cache that moved needs a
             new decoder (`fits`).
         early: kernels may start before their predecessors end; None where the GPU can do it.
-        early_gates: those of gates and ups, too; None where these are packed. (Plain ones read so
-            much that waiting programs of theirs only take room.)
+        early_gates: those of gates and ups, too; None where these are packed. (Plain ones got
+            slower: waiting programs of theirs take room. For packed ones it was not measured;
+            they have all their weights on their way before they wait.)
     """
 
     def __init__(
