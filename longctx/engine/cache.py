@@ -19,6 +19,7 @@ KV_TORCH_DTYPES = {
     "int8": torch.int8,
 }
 FP8_MAX = 448.0
+SCALES_AT_ONCE = 8  # fp16 scales that are copied together: the capacity of int8 caches is a multiple
 READ_BLOCK_TOKENS = 4096
 
 
@@ -77,12 +78,14 @@ class KvCache:
         return self._held()[1]
 
     def reserve(self, tokens: int) -> None:
-        """Makes room for `tokens` tokens in all; what is stored stays. Never shrinks.
+        """Makes room for `tokens` tokens in all (int8: the next multiple of 8); never shrinks.
 
         Growing a filled cache copies it once, so reserve the whole length first.
         """
         if self._closed:
             raise UsageError("The engine is closed.")
+        if self.kv_dtype == "int8":
+            tokens = -(-tokens // SCALES_AT_ONCE) * SCALES_AT_ONCE
         if tokens <= self.capacity:
             return
         shape = self.shape

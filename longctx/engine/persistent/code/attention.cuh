@@ -234,8 +234,10 @@ __device__ __forceinline__ void weigh_stage(u32 stage, Seen& seen, const float (
             u32 both;
             asm volatile("ld.shared.u32 %0, [%1];"
                          : "=r"(both) : "r"(stage + KV_SCALES + 2 * (TOKENS + eight + 2 * c)) : "memory");
-            p = pack_half(s[e][0] * widen_half((u16)both) * VALUE_UP,
-                          s[e][1] * widen_half((u16)(both >> 16)) * VALUE_UP);
+            // behind the last token lie scales that nobody wrote, maybe NaN: a weight of 0 stays 0
+            const float first = s[e][0] * VALUE_UP, second = s[e][1] * VALUE_UP;
+            p = pack_half(first > 0.f ? first * widen_half((u16)both) : 0.f,
+                          second > 0.f ? second * widen_half((u16)(both >> 16)) : 0.f);
         } else {
             p = PACKED ? pack_half(s[e][0], s[e][1]) : pack(s[e][0], s[e][1]);
         }
