@@ -7,6 +7,7 @@ import functools
 import glob
 import site
 import sys
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ import torch
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 
-class CompileError(Exception):
-    """The kernel could not be compiled, loaded or launched; the caller has another way."""
+class CompileError(RuntimeError):
+    """A kernel could not be compiled, loaded or launched."""
 
 
 @functools.cache
@@ -76,25 +77,31 @@ def compile_source(source: str, arch: str, defines: Mapping[str, int]) -> bytes:
 
 
 class Kernel:
-    """One function of a cubin, loaded in the current CUDA context.
+    """One function of a cubin, loaded in a device's context and unloaded with this object.
+
+    Args:
+        cubin: machine code for this device.
+        name: of the function.
+        shared_bytes: dynamic shared memory of a program.
+        device: a CUDA device.
 
     Raises:
         CompileError: the driver refuses it.
     """
 
-    def __init__(self, cubin: bytes, name: str, shared_bytes: int) -> None:
-        self._driver = ctypes.CDLL("libcuda.so.1")
-        self._module = ctypes.c_void_p()
-        self._function = ctypes.c_void_p()
-        self._shared = shared_bytes
-        torch.cuda.current_stream()  # makes the context
-        _check(self._driver.cuModuleLoadData(ctypes.byref(self._module), cubin))
-        _check(
-            self._driver.cuModuleGetFunction(
-                ctypes.byref(self._function), self._module, name.encode()
+    def __init__(self, cubin: bytes, name: str, shared_bytes: int, device: torch.device) -> None:
+        self._driver = driver()
+        self._device, self._shared = device, shared_bytes
+        self._module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
+        with torch.cuda.device(device):
+            torch.cuda.current_stream()  # makes the context
+            self._call("cuModuleLoadData", ctypes.byref(self._module), cubin)
+            unload = weakref.finalize(self, self._driver.cuModuleUnload, self._module)
+            unload.atexit = False
+            self._call(
+                "cuModuleGetFunction", ctypes.byref(self._function), self._module, name.encode()
             )
-        )
-        _check(self._driver.cuFuncSetAttribute(self._function, MAX_DYNAMIC_SHARED, shared_bytes))
+            self._call("cuFuncSetAttribute", self._function, MAX_DYNAMIC_SHARED, shared_bytes)
 
     def set(self, name: str, value: bytes) -> None:
         """Writes a variable of the module, whole.
@@ -103,17 +110,15 @@ class Kernel:
             CompileError: there is none of that name and size.
         """
         address, size = ctypes.c_uint64(), ctypes.c_size_t()
-        _check(
-            self._driver.cuModuleGetGlobal_v2(
-                ctypes.byref(address), ctypes.byref(size), self._module, name.encode()
-            )
-        )
-        if size.value != len(value):
-            raise CompileError(f"{name} has {size.value} bytes, not {len(value)}")
-        _check(self._driver.cuMemcpyHtoD_v2(address, value, ctypes.c_size_t(size.value)))
+        where = (ctypes.byref(address), ctypes.byref(size))
+        with torch.cuda.device(self._device):
+            self._call("cuModuleGetGlobal_v2", *where, self._module, name.encode())
+            if size.value != len(value):
+                raise CompileError(f"{name} has {size.value} bytes, not {len(value)}")
+            self._call("cuMemcpyHtoD_v2", address, value, size)
 
     def launch_together(self, programs: int, threads: int, arguments: Sequence[Any]) -> None:
-        """Launches on the current stream; all programs run at the same time, or none does.
+        """Launches on the device's current stream; all programs run at the same time, or none does.
 
         Args:
             arguments: ctypes values, in the order of the kernel's parameters.
@@ -124,20 +129,30 @@ class Kernel:
         pointers = (ctypes.c_void_p * len(arguments))(
             *(ctypes.addressof(argument) for argument in arguments)
         )
-        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        _check(
-            self._driver.cuLaunchCooperativeKernel(
-                self._function, programs, 1, 1, threads, 1, 1, self._shared, stream, pointers
-            )
-        )
+        with torch.cuda.device(self._device):
+            stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+            size = (programs, 1, 1, threads, 1, 1, self._shared)
+            self._call("cuLaunchCooperativeKernel", self._function, *size, stream, pointers)
 
-    def close(self) -> None:
-        """Unloads the code."""
-        if self._module:
-            self._driver.cuModuleUnload(self._module)
-            self._module = ctypes.c_void_p()
+    def _call(self, name: str, *arguments: Any) -> None:
+        status = getattr(self._driver, name)(*arguments)
+        if status:
+            raise CompileError(f"{name} failed with CUDA error {status}")
+
+
+@functools.cache
+def driver() -> ctypes.CDLL:
+    """The CUDA driver's library.
+
+    Raises:
+        CompileError: there is none.
+    """
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise CompileError(f"the CUDA driver cannot be loaded: {error}") from None
 
 
 def _check(status: int) -> None:
     if status:
-        raise CompileError(f"CUDA refused with error {status}")
+        raise CompileError(f"NVRTC failed with error {status}")

@@ -1,9 +1,9 @@
 """The decoder whose kernel takes one token through the whole model in one launch.
 
 Kernels that follow each other leave memory idle while the last programs of one end and the first of
-the next begin: 250 times a token. Here one producer warp per multiprocessor streams all weights and
-the whole cache through shared memory, in the order of their use and without a pause, because none of
-it depends on the token; the other warps compute, and wait for each other where they have to.
+the next begin: 250 times a token. Here some warps of every multiprocessor stream all weights and the
+whole cache through shared memory, in the order of their use and without a pause, because none of it
+depends on the token; the others compute, and send each other their parts of every vector.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from longctx.engine.quant import Linear
 from longctx.engine.quant.dense import DenseLinear
 from longctx.engine.quant.nvfp4 import Nvfp4Linear
 
-SOURCES = ("basics.cuh", "products.cuh", "attention.cuh", "token.cu")
+SOURCES = (
+    "basics.cuh", "products.cuh", "attention.cuh", "state.cuh", "vectors.cuh", "splits.cuh", "token.cu",
+)  # fmt: skip
 LOG2_E = 1.4426950408889634
 NEEDS = (9, 0)  # bulk copies into shared memory
 
@@ -144,7 +146,7 @@ class PersistentDecoder:
         sizes = plan(model, cache)
         self._programs, self._threads = sizes.programs, sizes.threads
         code = _cubin(tuple(sizes.defines.items()), _arch(model.device))
-        self._kernel = Kernel(code, "decode_token", sizes.shared_bytes)
+        self._kernel = Kernel(code, "decode_token", sizes.shared_bytes, model.device)
         self.buffers = State.make(model, sizes)
         self._frequencies = model.rope.inverse_frequencies.to(model.device)
         self._kernel.set("layers", self._table())
