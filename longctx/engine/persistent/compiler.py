@@ -109,13 +109,29 @@ class Kernel:
         Raises:
             CompileError: there is none of that name and size.
         """
+        with torch.cuda.device(self._device):
+            address, size = self._place(name)
+            if size != len(value):
+                raise CompileError(f"{name} has {size} bytes, not {len(value)}")
+            self._call("cuMemcpyHtoD_v2", address, value, ctypes.c_size_t(size))
+
+    def get(self, name: str) -> bytes:
+        """Reads a variable of the module, whole.
+
+        Raises:
+            CompileError: there is none of that name.
+        """
+        with torch.cuda.device(self._device):
+            address, size = self._place(name)
+            value = ctypes.create_string_buffer(size)
+            self._call("cuMemcpyDtoH_v2", value, address, ctypes.c_size_t(size))
+        return value.raw
+
+    def _place(self, name: str) -> tuple[ctypes.c_uint64, int]:
         address, size = ctypes.c_uint64(), ctypes.c_size_t()
         where = (ctypes.byref(address), ctypes.byref(size))
-        with torch.cuda.device(self._device):
-            self._call("cuModuleGetGlobal_v2", *where, self._module, name.encode())
-            if size.value != len(value):
-                raise CompileError(f"{name} has {size.value} bytes, not {len(value)}")
-            self._call("cuMemcpyHtoD_v2", address, value, size)
+        self._call("cuModuleGetGlobal_v2", *where, self._module, name.encode())
+        return address, size.value
 
     def launch_together(self, programs: int, threads: int, arguments: Sequence[Any]) -> None:
         """Launches on the device's current stream; all programs run at the same time, or none does.

@@ -135,17 +135,22 @@ class Arguments(ctypes.Structure):
 class PersistentDecoder:
     """Feeds single tokens, each in one launch; used as `GraphDecoder`.
 
+    Args:
+        model, cache: the cache must have room; a cache that moved needs a new decoder (`fits`).
+        marks: clocks that the kernel keeps of every layer, see `marks`.
+
     Raises:
         NotPossible: this model, cache or GPU cannot.
         CompileError: the kernel could not be built or loaded.
     """
 
-    def __init__(self, model: Model, cache: KvCache) -> None:
+    def __init__(self, model: Model, cache: KvCache, marks: int = 0) -> None:
         self.model, self.cache = model, cache
         self._block = cache.block
         sizes = plan(model, cache)
-        self._programs, self._threads = sizes.programs, sizes.threads
-        code = _cubin(tuple(sizes.defines.items()), _arch(model.device))
+        self._programs, self._threads, self.splits = sizes.programs, sizes.threads, sizes.splits
+        defines = {**sizes.defines, "MARKS": marks}
+        code = _cubin(tuple(defines.items()), _arch(model.device))
         self._kernel = Kernel(code, "decode_token", sizes.shared_bytes, model.device)
         self.buffers = State.make(model, sizes)
         self._frequencies = model.rope.inverse_frequencies.to(model.device)
@@ -189,6 +194,15 @@ class PersistentDecoder:
         chosen = int(self.feed(token_id, position).following)
         self._expected = (chosen, position + 1)
         return chosen
+
+    def marks(self) -> torch.Tensor:
+        """Clocks of the last launch, int64 [programs, layers + 1, marks], on the CPU.
+
+        Clocks of different multiprocessors have nothing to do with each other.
+        """
+        torch.cuda.synchronize(self.model.device)
+        found = torch.frombuffer(bytearray(self._kernel.get("marks")), dtype=torch.long)
+        return found.view(self._programs, self.model.shape.layers + 1, -1)
 
     def _table(self) -> bytes:
         """The kernel's array of layers: the addresses of what they consist of."""

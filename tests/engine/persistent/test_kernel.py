@@ -84,6 +84,13 @@ def test_a_variable_of_another_size_is_not_written(fake: FakeDriver) -> None:
     assert (arguments[1], arguments[2].value) == (bytes(16), 16)
 
 
+def test_a_variable_is_read_whole(fake: FakeDriver) -> None:
+    assert kernel().get("marks") == bytes(16)
+    fake.refuse["cuModuleGetGlobal_v2"] = 500
+    with pytest.raises(CompileError, match="cuModuleGetGlobal_v2 failed with CUDA error 500"):
+        kernel().get("marks")
+
+
 def test_the_code_is_unloaded_with_its_object(fake: FakeDriver) -> None:
     made = kernel()
     assert "cuModuleUnload" not in fake.names()

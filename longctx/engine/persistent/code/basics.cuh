@@ -14,6 +14,15 @@ constexpr int D = HEAD_DIM;
 constexpr int GROUP = HEADS / KV_HEADS;
 constexpr float NONE = -1e30f;         // maximum of no scores: finite, so that differences are
 
+// Clocks at places of a layer, if MARKS of them are asked for (scripts/profile_token.py).
+#if MARKS
+__device__ i64 marks[PROGRAMS * (LAYERS + 1) * MARKS];
+#define MARK(layer, place) \
+    if (threadIdx.x == 0) marks[(blockIdx.x * (LAYERS + 1) + (layer)) * MARKS + (place)] = clock64();
+#else
+#define MARK(layer, place)
+#endif
+
 __device__ __forceinline__ u32 shared_address(const void* p) {
     return (u32)__cvta_generic_to_shared(p);
 }

@@ -65,25 +65,31 @@ __device__ __forceinline__ void consume(const Arguments& a, const Ring& ring, co
         const Layer& layer = layers[i];
         const u16* plain = i ? nullptr : token;
         const u32 last = tag++;
+        MARK(i, 0)
         {
             const Normed normed(layer.input_norm);
             normed.store<WEIGHT_FORMAT>(s.stream, plain, last, a.eps, shared);
         }
+        MARK(i, 1)
         const u16* bias = layer.qkv_bias;
         product<Qkv>(
             ring, turn, layer.qkv, shared.x, shared.zeros, shared.sums,
             [&](int row) { return bias ? widen(bias[row]) : 0.f; },
             [&](int row, float sum, float, float add) { send_bf16(s.mixed + row, sum + add, tag); });
+        MARK(i, 2)
         if (split.live) {
             prepare_attention(a, layer, split, position, tag, shared);
+            MARK(i, 3)
             score_newest(a, split.index == SPLITS - 1, shared);
             attend(ring, turn, split, a.scale, shared.attention);
+            MARK(i, 4)
             consumers_sync();
             merge_warps(a, split, tag, shared);
         }
         consumers_sync();  // what was merged lay where the next vector goes, and sums where parts go
         merge_splits(a, tag, shared);
         store_vector<Out::K, WEIGHT_FORMAT>(s.attended, tag, shared);
+        MARK(i, 5)
         const u16* out_bias = layer.o_bias;
         product<Out>(
             ring, turn, layer.o, shared.x, shared.zeros, shared.sums,
@@ -92,23 +98,29 @@ __device__ __forceinline__ void consume(const Arguments& a, const Ring& ring, co
                 return before + (out_bias ? widen(out_bias[row]) : 0.f);
             },
             [&](int row, float sum, float, float add) { send_bf16(s.middle + row, sum + add, tag); });
+        MARK(i, 6)
         {
             const Normed normed(layer.post_norm);
             normed.store<WEIGHT_FORMAT>(s.middle, nullptr, tag, a.eps, shared);
         }
+        MARK(i, 7)
         product<GateUp>(
             ring, turn, layer.gate_up, shared.x, shared.zeros, shared.sums, nothing,
             [&](int row, float gate, float up, float) { send_bf16(s.active + row, silu(gate) * up, tag); });
+        MARK(i, 8)
         store_vector<Down::K, WEIGHT_FORMAT>(s.active, tag, shared);
+        MARK(i, 9)
         product<Down>(
             ring, turn, layer.down, shared.x, shared.zeros, shared.sums,
             [&](int row) { return high(load_u32(s.middle + row)); },
             [&](int row, float sum, float, float add) { send_bf16(s.stream + row, sum + add, tag); });
+        MARK(i, 10)
     }
     {
         const Normed normed(a.norm);
         normed.store<0>(s.stream, nullptr, tag, a.eps, shared);
     }
+    MARK(LAYERS, 0)
     u64 best = 0;
     const Weights head = {a.head, nullptr, nullptr};
     product<Head>(ring, turn, head, shared.x, shared.zeros, shared.sums, nothing,
@@ -117,6 +129,7 @@ __device__ __forceinline__ void consume(const Arguments& a, const Ring& ring, co
                       const u64 rank = ranked(sum, row);
                       if (rank > best) best = rank;
                   });
+    MARK(LAYERS, 1)
     const u64 mark = (u64)(launch + 1) & 0xfff;
     best = highest(best);
     if ((threadIdx.x & 31) == 0 && threadIdx.x < 16 * BATCH)  // the warps that finish rows
