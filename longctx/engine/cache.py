@@ -19,9 +19,7 @@ KV_TORCH_DTYPES = {
     "int8": torch.int8,
 }
 FP8_MAX = 448.0
-SCALES_AT_ONCE = (
-    8  # fp16 scales that are copied together: the capacity of int8 caches is a multiple
-)
+SCALES_AT_ONCE = 8  # fp16 scales that are copied together; capacities of int8 are multiples
 READ_BLOCK_TOKENS = 4096
 
 
