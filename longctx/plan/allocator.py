@@ -46,6 +46,10 @@ class _Block:
     after: _Block | None = None
 
 
+# Stands for a neighbour that stays in use: what lies beside it goes to nobody but later requests.
+_PINNED = _Block(0, 0, False)
+
+
 class CachingAllocator:
     """Simulates allocations of one stream; all sizes are bytes.
 
@@ -154,9 +158,26 @@ class CachingAllocator:
             raise ValueError(f"{self.allocated_bytes} bytes are in use")
         other = CachingAllocator(self.cap_bytes)
         for small, blocks in self._free.items():
-            for size, _, _ in blocks:
-                other._put(other._block(size, small))
+            for size, _, block in blocks:
+                copied = other._block(size, small)
+                copied.before = _PINNED if block.before is _PINNED else None
+                other._put(copied)
         other.reserved_bytes = other.reserved_peak_bytes = self.reserved_bytes
+        return other
+
+    def leftovers(self) -> CachingAllocator:
+        """An allocator that knows only the free pieces of this one, beside what stays in use for good.
+
+        Its reserved bytes are those pieces; giving its cache back leaves them.
+        """
+        other = CachingAllocator(self.cap_bytes)
+        for small, blocks in self._free.items():
+            for size, _, _ in blocks:
+                piece = other._block(size, small)
+                piece.before = _PINNED
+                other._put(piece)
+                other.reserved_bytes += size
+        other.reset_peaks()
         return other
 
     def reset_peaks(self) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 
 from longctx.plan.step import StepSize, record_step
-from longctx.plan.weights import WEIGHT_FORMAT_BYTES, scratch_bytes, weight_bytes
+from longctx.plan.weights import WEIGHT_FORMAT_BYTES, kv_bytes, scratch_bytes, weight_bytes
 from longctx.shapes import ModelShape
 
 __all__ = [
@@ -53,11 +53,6 @@ class StepParts:
     def total(self) -> int:
         """The step's bytes above resident."""
         return sum(getattr(self, item.name) for item in fields(self))
-
-
-def kv_bytes(shape: ModelShape, tokens: int, kv_dtype: str) -> int:
-    """Bytes of a KV cache reserved for `tokens`: layers x 2 x kv_heads x head_dim x bytes each."""
-    return tokens * shape.kv_bytes_per_token(kv_dtype)
 
 
 def math_attention_bytes(

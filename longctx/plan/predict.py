@@ -143,6 +143,8 @@ def new_simulation(shape: ModelShape, settings: PlanSettings) -> Simulation:
         device=settings.device,
         kv_dtype=settings.kv_dtype,
         release=settings.release == "turn",
+        weight_format=settings.weight_format,
+        prefill_step=settings.prefill_step,
     )
 
 

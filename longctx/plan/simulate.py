@@ -13,13 +13,22 @@ from longctx.plan.allocator import CachingAllocator
 from longctx.plan.formulas import step_size
 from longctx.plan.growth import SLACK_BYTES, host_bound_bytes
 from longctx.plan.heap import Heap
-from longctx.plan.step import StepSize, record_step
+from longctx.plan.step import ACTIVATIONS, StepSize, record_step
+from longctx.plan.step_attention import record_preparation
 from longctx.plan.trace import Tape
+from longctx.plan.weights import loaded, weight_bytes
 from longctx.shapes import ModelShape
 from longctx.units import MIB
 
 # A turn of very many steps is walked in this many, evenly chosen, always with the last ones.
 MOST_STEPS = 128
+# Which of several blocks that fit a request gets depends on addresses, which nobody can predict. A
+# conversation that was lucky for a while can need one more of its largest blocks: measured was one,
+# and the like of half of one, 1.5 % of what was held. Allowed for are so many of the largest
+# activation, but no more than this share of the weights.
+LUCK_TENSORS, LUCK_SHARE = 1.5, 0.018
+# The engine compares its decoder with a forward pass over so many tokens (engine/decoders.py).
+TRIAL_TOKENS = 41
 # After so many steps, those that have settled are not played any more.
 MANY_STEPS = 200
 # glibc trims the heap only when more than twice its largest mmap threshold is free at the top.
@@ -92,15 +101,33 @@ class Simulation:
         device: str,
         kv_dtype: str,
         release: bool,
+        weight_format: str | None = None,
+        prefill_step: int | str = "whole",
     ) -> None:
         self.shape = shape
         self.words = (dtype, attention, device, kv_dtype)
         self.cuda = device.startswith("cuda")
         self.release = release
-        self.allocator: CachingAllocator | Heap = CachingAllocator() if self.cuda else Heap()
+        self.allocator: CachingAllocator | Heap = Heap()
+        if self.cuda:
+            self.allocator = loaded(shape, dtype, weight_format)[1].idle_copy()
         self._last: tuple[int, ...] = ()
+        self._largest = 0
+        self._luck_bytes = round(LUCK_SHARE * weight_bytes(shape, dtype, weight_format))
+        if self.cuda:
+            self._warm_up(prefill_step)
         self._walked: dict[tuple[int, int], _Walked] = {}
         self.steps_played = 0
+
+    def _warm_up(self, prefill_step: int | str) -> None:
+        """What the engine runs before its first step: plans of attention, a trial of the decoder."""
+        dtype, attention, device, kv_dtype = self.words
+        if prefill_step != "whole" and attention != "math":
+            self._replay(record_preparation(self.shape, int(prefill_step), dtype))
+        for context, new in ((0, TRIAL_TOKENS - 1), (TRIAL_TOKENS - 1, 1)):
+            size = step_size(new, context, dtype, attention, device, kv_dtype)
+            self._replay(_tape(self.shape, size)[0])
+        self._last = ()
 
     def turn(self, steps: Sequence[tuple[int, int]]) -> Moment:
         """Runs one turn's steps of (context, new tokens), then releases if asked to."""
@@ -119,6 +146,8 @@ class Simulation:
         live = sum(best.values())
         if not self.cuda:  # long-lived small blocks pin what could have been trimmed
             reserved = max(reserved, live + min(live, HEAP_KEEPS))
+        else:
+            reserved += min(self._luck_bytes, round(LUCK_TENSORS * self._largest))
         return Moment(dict(best), max(reserved, live), asked)
 
     def copy(self) -> Simulation:
@@ -135,6 +164,7 @@ class Simulation:
             return known
         self.steps_played += 1
         tape, live = _tape(self.shape, step_size(step[1], step[0], *self.words))
+        self._largest = max(self._largest, tape.largest_bytes(ACTIVATIONS))
         before = self.allocator.reserved_bytes
         self.allocator.reset_peaks()
         self._replay(tape)

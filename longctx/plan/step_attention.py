@@ -13,9 +13,13 @@ ATTENTION = "attention"
 MERGE_AT_ONCE = 8
 # Most queries of a block under a sliding window.
 WINDOW_QUERY_BLOCK = 1024
-# cuDNN takes the unmasked past in pieces of these sizes, and queries padded to a multiple.
-CUDNN_KEY_BLOCKS = (65_536, 32_768, 16_384, 8_192, 4_096, 2_048, 1_024)
-CUDNN_QUERY_PAD = 256
+# cuDNN takes the unmasked past in pieces of these sizes, and queries padded to one of those.
+CUDNN_KEY_BLOCKS = (65_536, 32_768, 16_384, 8_192, 4_096, 2_048)
+CUDNN_QUERY_SIZES = (2_048, 4_096, 8_192, 16_384)
+CUDNN_QUERY_GRAIN = 4_096
+CUDNN_HEAD_DIM = 128
+# A step of fewer queries is one piece of FlashAttention over everything.
+SMALL_STEP = 1_024
 # PyTorch's CPU flash kernel works on blocks of queries by at most this many keys, one per thread.
 CPU_KEY_BLOCK = 512
 
@@ -60,12 +64,34 @@ def past_pieces(past: int, queries: int, size: StepSize) -> list[int]:
     if not size.cuda or size.width == 4:
         return [past]
     pieces = []
-    if queries >= CUDNN_QUERY_PAD:
+    if size.new >= SMALL_STEP:
         for block in CUDNN_KEY_BLOCKS:
             while past >= block:
                 pieces.append(block)
                 past -= block
     return pieces
+
+
+def padded_queries(queries: int) -> int:
+    """The number of queries that cuDNN computes for a block of so many."""
+    for size in CUDNN_QUERY_SIZES:
+        if queries <= size:
+            return size
+    return -(-queries // CUDNN_QUERY_GRAIN) * CUDNN_QUERY_GRAIN
+
+
+def record_preparation(shape: ModelShape, step_tokens: int, dtype: str) -> Tape:
+    """What building cuDNN's plans for steps of this size holds: zeros as queries, and outputs."""
+    tape, width = Tape(), DTYPE_BYTES[dtype]
+    if step_tokens < SMALL_STEP or width == 4 or shape.head_dim > CUDNN_HEAD_DIM:
+        return tape
+    tokens = padded_queries(step_tokens)
+    rows = tokens * shape.query_heads * shape.head_dim * width
+    query = tape.new(ATTENTION, rows)
+    with tape.temporary(ATTENTION, rows, tokens * shape.query_heads * 4):
+        pass
+    tape.drop(query)
+    return tape
 
 
 class AttentionTensors:
@@ -136,14 +162,18 @@ class AttentionTensors:
         if window is not None and self.size.keys > window:
             return self._windowed(n, min(max(window - 1, 1), WINDOW_QUERY_BLOCK))
         square = min(n, KV_READ_TOKENS) if self.size.packed else n
-        blocks = []
+        blocks: list[int] = []
         for start in range(0, n, square):
             block = min(square, n - start)
-            blocks.append(self._query_block(block, self.size.keys - n + start))
+            out, parts = self._query_block(block, self.size.keys - n + start)
+            blocks.append(out)
+            if start + block < n:
+                self.tape.drop(*parts)
         if len(blocks) == 1:
+            self.tape.drop(*parts)
             return blocks[0]
-        joined = self._new(n * self.q * self.b)
-        self.tape.drop(*blocks)
+        joined = self._new(n * self.q * self.b)  # the last block's parts still have a name
+        self.tape.drop(*blocks, *parts)
         return joined
 
     def _windowed(self, n: int, most: int) -> int:
@@ -152,11 +182,14 @@ class AttentionTensors:
         any other layer does.
         """
         if self.shape.window_layers is not None and not all(self.shape.window_layers):
-            self.tape.drop(self._query_block(n, self.size.keys - n))
+            out, parts = self._query_block(n, self.size.keys - n)
+            self.tape.drop(out, *parts)
         blocks = []
         whole = max(min(most + 1 - self.size.context, n), 0)  # these see everything before them
         if whole:
-            blocks.append(self._query_block(whole, self.size.context))
+            out, parts = self._query_block(whole, self.size.context)
+            self.tape.drop(*parts)
+            blocks.append(out)
         for start in range(whole, n, most):
             block = min(most, n - start)
             flipped = [self._new(block * self.q * self.b)]
@@ -164,51 +197,63 @@ class AttentionTensors:
             edge = self._new(block * self.q * self.b)
             back = [self._new(block * self.q * self.b) for _ in range(2)]
             self.tape.drop(*flipped, edge)
-            blocks.append(self._query_block(block, most))
-            self.tape.drop(*back)
+            out, parts = self._query_block(block, most)
+            self.tape.drop(*parts, *back)
+            blocks.append(out)
         if len(blocks) == 1:
             return blocks[0]
         joined = self._new(n * self.q * self.b)
         self.tape.drop(*blocks)
         return joined
 
-    def _query_block(self, n: int, past: int) -> int:
-        """One block: every piece's output and log-sum-exp, then their merge."""
+    def _query_block(self, n: int, past: int) -> tuple[int, list[int]]:
+        """One block: every piece's output and log-sum-exp, then their merge.
+
+        Returns:
+            The block's output, and the parts that are still held beside it.
+        """
         new, tape = self._new, self.tape
         rows, lse = n * self.q * self.b, n * self.shape.query_heads * 4
-        padded = rows
-        pieces = past_pieces(past, n, self.size)
-        parts = []
+        flash = self.size.cuda and self.b != 4 and self.shape.head_dim > CUDNN_HEAD_DIM
+        pieces = [] if flash and not self.size.packed else past_pieces(past, n, self.size)
+        parts, strided = [], 0
         for keys in pieces:
-            if self._padded(n):
-                padded = -(-n // CUDNN_QUERY_PAD) * CUDNN_QUERY_PAD * self.q * self.b
-                query = new(padded)
-                parts += [new(padded), new(lse)]
+            padded = padded_queries(n)
+            if padded != n and not flash and self._cudnn(n, keys):
+                query = new(padded * self.q * self.b)
+                parts += [new(padded * self.q * self.b), new(padded * self.shape.query_heads * 4)]
                 tape.drop(query)
+                strided += 1  # padding lays the heads side by side, and so comes the output
             else:
                 parts += [new(rows), new(lse)]
             self._kernel_scratch(n, keys)
             if len(parts) == 2 * MERGE_AT_ONCE:
-                parts = list(self._merge(n, parts))
+                merged = list(self._merge(n, parts, strided))
+                tape.drop(*parts)
+                parts, strided = merged, 0
         parts += [new(rows), new(lse)]
         self._kernel_scratch(n, n + past - sum(pieces))
-        out, total = self._merge(n, parts) if len(parts) > 2 else parts
+        if len(parts) == 2:
+            tape.drop(parts[1])
+            return parts[0], []
+        out, total = self._merge(n, parts, strided)
         tape.drop(total)
-        return out
+        return out, parts
 
-    def _padded(self, n: int) -> bool:
-        return self.size.cuda and self.b != 4 and n % CUDNN_QUERY_PAD != 0
+    def _cudnn(self, queries: int, keys: int) -> bool:
+        """Whether an unmasked piece goes to cuDNN; FlashAttention takes the others."""
+        wide = self.size.cuda and self.b != 4
+        return wide and queries >= SMALL_STEP and keys in CUDNN_KEY_BLOCKS
 
-    def _merge(self, n: int, parts: list[int]) -> tuple[int, int]:
+    def _merge(self, n: int, parts: list[int], strided: int = 0) -> tuple[int, int]:
         """(output, log-sum-exp) of all parts: by a kernel on CUDA, in fp32 steps on a CPU."""
         new, tape = self._new, self.tape
         rows, lse = n * self.q * self.b, n * self.shape.query_heads * 4
         count = len(parts) // 2
         if self.size.cuda:
-            strided = self._padded(n) or self.b == 4
-            copies = [new(rows) for _ in range(count if strided else 0)]
+            copies = [new(rows) for _ in range(count if self.b == 4 else strided)]
             out, total = new(rows), new(lse)
-            tape.drop(*copies, *parts)
+            tape.drop(*copies)
             return out, total
         weights = [new(count * lse) for _ in range(3)]
         summed = new(n * self.q * 4)
@@ -222,7 +267,7 @@ class AttentionTensors:
             tape.drop(summed)
             summed = narrow
         total = new(lse)
-        tape.drop(*parts, *weights)
+        tape.drop(*weights)
         return summed, total
 
     def _kernel_scratch(self, queries: int, keys: int) -> None:

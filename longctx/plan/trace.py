@@ -41,6 +41,11 @@ class Tape:
         yield
         self.drop(*numbers)
 
+    def largest_bytes(self, cause: str) -> int:
+        """The largest tensor that is there for this cause."""
+        sizes = (size for number, size in self.events if self.causes[number] == cause)
+        return max(sizes, default=0)
+
     def peak(self) -> dict[str, int]:
         """Cause -> bytes at the moment when the sum of what lives is largest."""
         live: dict[int, int] = {}

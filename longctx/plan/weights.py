@@ -21,8 +21,10 @@ KV_READ_TOKENS = 4096
 # random weights leave two cached blocks of the pool that they were copied from.
 CUBLAS_WORKSPACE_BYTES = 32 * MIB
 RANDOM_POOL_BYTES = 4 * 4_194_301
-# Decoding by a captured graph: its stream's and its private pool's segments, its static buffers.
-DECODE_GRAPH_BYTES = 40 * MIB
+# What the warm-up leaves that is not written down as tensors: buffers of the decoder (one launch a
+# token, or a graph with its private pool), workspaces, plans of cuDNN. H200: 34 to 44 MB, less with
+# fp32 or packed weights.
+WARM_UP_BYTES = 52 * MIB
 
 
 def projections(shape: ModelShape) -> Iterator[tuple[int, int, int]]:
@@ -49,6 +51,16 @@ def weight_bytes(shape: ModelShape, dtype: str, weight_format: str | None = None
     return packed + shape.other_parameters() * DTYPE_BYTES[dtype]
 
 
+def kv_bytes(shape: ModelShape, tokens: int, kv_dtype: str) -> int:
+    """Bytes of a KV cache reserved for `tokens`: layers x 2 x kv_heads x head_dim x bytes each.
+
+    An int8 cache has room for a multiple of 8 tokens: its scales are copied eight at a time.
+    """
+    if kv_dtype == "int8":
+        tokens = -(-tokens // 8) * 8
+    return tokens * shape.kv_bytes_per_token(kv_dtype)
+
+
 def scratch_bytes(
     shape: ModelShape,
     dtype: str,
@@ -67,7 +79,9 @@ def scratch_bytes(
     if weight_format:
         limit = SCRATCH_LIMIT["cuda" if device.startswith("cuda") else "cpu"]
         largest = max(rows * columns * width for rows, columns, _ in projections(shape))
-        total += min(largest, limit) + DEQUANTISE_BYTES
+        total += min(largest, limit)
+        if not device.startswith("cuda"):  # there a kernel writes straight into the scratch
+            total += DEQUANTISE_BYTES
     return total
 
 
@@ -76,37 +90,54 @@ def resident_rounding_bytes(
 ) -> tuple[int, int]:
     """What the caching allocator holds for weights and cache beyond their own bytes (CUDA).
 
-    Each matrix lies in a segment of its own that is rounded to 2 MiB, small tensors share 2 MiB
-    segments; to that come cuBLAS's workspace and the cached blocks of random initialisation.
+    A tensor of 10 MiB or more lies in a segment of its own that is rounded to 2 MiB. To that come
+    cuBLAS's workspace and what stays of the warm-up.
 
     Returns:
         What counts as allocated, and what is only reserved.
     """
     cache = CachingAllocator()
+    asked = kv_bytes(shape, capacity_tokens, kv_dtype)
     if capacity_tokens:
-        cache.allocate(capacity_tokens * shape.kv_bytes_per_token(kv_dtype))
-    kv = cache.reserved_bytes - capacity_tokens * shape.kv_bytes_per_token(kv_dtype)
-    rounding = _weights_rounding(shape, dtype, weight_format)
-    in_use = rounding + kv + CUBLAS_WORKSPACE_BYTES
-    return in_use, 2 * RANDOM_POOL_BYTES + DECODE_GRAPH_BYTES
+        cache.allocate(asked)
+    rounding, _ = loaded(shape, dtype, weight_format)
+    return rounding + cache.reserved_bytes - asked + CUBLAS_WORKSPACE_BYTES, WARM_UP_BYTES
 
 
 @lru_cache(maxsize=64)
-def _weights_rounding(shape: ModelShape, dtype: str, weight_format: str | None) -> int:
-    allocator, width = CachingAllocator(), DTYPE_BYTES[dtype]
-    per_value = WEIGHT_FORMAT_BYTES[weight_format] if weight_format else width
-    asked = 0
+def loaded(
+    shape: ModelShape, dtype: str, weight_format: str | None
+) -> tuple[int, CachingAllocator]:
+    """What loading leaves in the allocator: bytes beyond the weights' own, and its free pieces.
 
-    def take(size: int) -> None:
-        nonlocal asked
+    Tensors below 10 MiB are cut from segments of 20 MiB and those below 1 MiB from segments of
+    2 MiB: what remains of these is free for activations. Random weights leave two segments behind,
+    the pool that they were copied from and its scaled copy.
+    """
+    allocator, asked = CachingAllocator(), 0
+    for size in weight_tensors(shape, dtype, weight_format):
         asked += size
         allocator.allocate(size)
+    free = allocator.leftovers()
+    pool = [free.allocate(RANDOM_POOL_BYTES) for _ in range(2)]
+    for block in pool:
+        free.free(block)
+    free.reset_peaks()
+    return allocator.allocated_bytes - asked, free
 
+
+def weight_tensors(shape: ModelShape, dtype: str, weight_format: str | None) -> Iterator[int]:
+    """Bytes of every tensor of the weights; packed ones have their scales beside them."""
+    width = DTYPE_BYTES[dtype]
     for _ in range(1 if shape.tied_embeddings else 2):
-        take(shape.vocab * shape.hidden * width)
+        yield shape.vocab * shape.hidden * width
     for rows, columns, count in projections(shape):
         for _ in range(count):
-            take(round(rows * columns * per_value))
+            if weight_format == "nvfp4":
+                yield from (rows * columns // 2, rows * columns // 16, 4 * rows)
+            elif weight_format == "fp8":  # and the row of scales that each output row belongs to
+                yield from (rows * columns, 4 * -(-rows // 128) * -(-columns // 128), 4 * rows)
+            else:
+                yield rows * columns * width
     for _ in range(shape.layers * (4 if shape.qk_norm else 2)):
-        take(shape.hidden * width)
-    return allocator.reserved_bytes - asked
+        yield shape.hidden * width

@@ -161,9 +161,12 @@ def test_cache_and_weights_grow_with_tokens_layers_and_width(
 ) -> None:
     deeper = replace(shape, layers=shape.layers + 1)
     for kv_dtype in ("int8", "bfloat16", "float32"):
-        assert kv_bytes(shape, tokens, kv_dtype) < kv_bytes(shape, tokens + more, kv_dtype)
+        assert kv_bytes(shape, tokens, kv_dtype) <= kv_bytes(shape, tokens + more, kv_dtype)
+        assert kv_bytes(shape, tokens, kv_dtype) < kv_bytes(shape, tokens + 8, kv_dtype)
         assert kv_bytes(shape, tokens, kv_dtype) < kv_bytes(deeper, tokens, kv_dtype)
-    assert kv_bytes(shape, tokens, "int8") < kv_bytes(shape, tokens, "bfloat16")
+    whole = -(-tokens // 8) * 8  # scales are copied eight at a time
+    assert kv_bytes(shape, tokens, "int8") == whole * shape.kv_bytes_per_token("int8")
+    assert kv_bytes(shape, whole, "int8") < kv_bytes(shape, whole, "bfloat16")
     assert weight_bytes(shape, "bfloat16") < weight_bytes(deeper, "bfloat16")
     assert weight_bytes(shape, "bfloat16", "nvfp4") < weight_bytes(shape, "bfloat16", "fp8")
     assert weight_bytes(shape, "bfloat16", "fp8") < weight_bytes(shape, "bfloat16")

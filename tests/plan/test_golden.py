@@ -24,6 +24,7 @@ from longctx.units import GB
 DATA = Path(__file__).parent / "data"
 GOLDEN = json.loads((DATA / "reserved_peaks_gpu.json").read_text())
 CLIFF = json.loads((DATA / "cliff_gpu.json").read_text())
+GRID = json.loads((DATA / "grid_gpu.json").read_text())
 CEILING = 116 * GB
 
 
@@ -81,6 +82,50 @@ def test_reserved_memory_is_never_above_the_plan_and_at_most_5_percent_below(
 @pytest.mark.parametrize("row", GOLDEN["rows"], ids=name)
 def test_allocated_memory_is_within_3_percent_of_the_plan(row: dict[str, Any]) -> None:
     assert plan_of(row).allocated_bytes == pytest.approx(row["allocated_bytes"], rel=0.03)
+
+
+def case_name(case: Mapping[str, Any]) -> str:
+    words = ("model", "dtype", "kv_dtype", "attention", "mode", "prefill_step", "release")
+    return "-".join(str(case[word]) for word in words)
+
+
+@pytest.mark.parametrize("case", GRID["cases"], ids=case_name)
+def test_every_turn_of_the_grid_is_never_above_the_plan_and_at_most_5_percent_below(
+    case: dict[str, Any],
+) -> None:
+    size, between = case["turn_tokens"], GRID["generated_tokens"]
+    turns = [Turn(i, size, (i + 1) * size + i * between) for i in range(case["turns"])]
+    model = resolve_model(case["model"])
+    settings = PlanSettings(
+        mode=case["mode"],
+        attention=case["attention"],
+        device="cuda",
+        dtype=case["dtype"],
+        kv_dtype=case["kv_dtype"],
+        weight_format=model.weight_format,
+        prefill_step=case["prefill_step"],
+        release=case["release"],
+        capacity_tokens=turns[-1].context_tokens + 64,
+        max_new_tokens=between,
+    )
+    plan = predict_turns(model.shape, settings, turns, 0)
+    for turn, reserved, allocated in zip(
+        plan, case["reserved_bytes"], case["allocated_bytes"], strict=True
+    ):
+        assert reserved <= turn.reserved_bytes <= 1.05 * reserved
+        assert turn.allocated_bytes == pytest.approx(allocated, rel=0.02)
+
+
+def test_the_measured_grid_shows_every_value_of_every_setting() -> None:
+    shown = {name: {case[name] for case in GRID["cases"]} for name in GRID["cases"][0]
+             if not name.endswith("_bytes")}  # fmt: skip
+    assert shown["mode"] == {"persistent", "reprefill", "nocache"}
+    assert shown["attention"] == {"auto", "math"}
+    assert shown["prefill_step"] == {"whole", 4096, 512, 1}
+    assert shown["dtype"] == {"bfloat16", "float32"}
+    assert shown["kv_dtype"] == {"bfloat16", "float32", "int8", "fp8"}
+    assert shown["release"] == {"never", "turn"}
+    assert len(shown["model"]) == 5
 
 
 @pytest.mark.parametrize("run", CLIFF["runs"], ids=lambda run: run["run"])

@@ -46,10 +46,9 @@ def guard_lets_through(plan: PlanSettings, target: int, limits: Limits) -> bool:
         before = turn.context_tokens - turn.new_tokens
         for step in turn_steps(sized, before, turn.new_tokens, turn.max_new_tokens):
             cached = worker.allocator.reserved_bytes
-            peak = worker.turn([step]).reserved
-            request = StepRequest(
-                "prefill", turn.index, step[1], step[0], peak - cached + SLACK_BYTES
-            )
+            peak = worker.turn([step]).reserved  # the plan's, which allows for bad luck
+            growth = worker.allocator.reserved_peak_bytes - cached
+            request = StepRequest("prefill", turn.index, step[1], step[0], growth + SLACK_BYTES)
             used = held + cached
             sample = Sample(0.0, "gpu0", used, 150 * GB - used, 150 * GB)
             if not admission.consider(request, sample).go or held + peak >= limits.soft_bytes:
