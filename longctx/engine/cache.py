@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from longctx.errors import UsageError
+from longctx.plan.sizes import KV_READ_TOKENS, cache_capacity
 from longctx.shapes import ModelShape
 
 KV_TORCH_DTYPES = {
@@ -19,15 +20,13 @@ KV_TORCH_DTYPES = {
     "int8": torch.int8,
 }
 FP8_MAX = 448.0
-SCALES_AT_ONCE = 8  # fp16 scales that are copied together; capacities of int8 are multiples
-READ_BLOCK_TOKENS = 4096
 
 
 class KvCache:
     """Keys and values of every layer.
 
     Packed dtypes hold what the formulas of `encode_int8` and `encode_fp8` give; they are read back
-    through a scratch of `READ_BLOCK_TOKENS` tokens that all layers share.
+    through a scratch of `KV_READ_TOKENS` tokens that all layers share.
 
     Args:
         shape: the model.
@@ -84,8 +83,7 @@ class KvCache:
         """
         if self._closed:
             raise UsageError("The engine is closed.")
-        if self.kv_dtype == "int8":
-            tokens = -(-tokens // SCALES_AT_ONCE) * SCALES_AT_ONCE
+        tokens = cache_capacity(tokens, self.kv_dtype)
         if tokens <= self.capacity:
             return
         shape = self.shape
@@ -103,7 +101,7 @@ class KvCache:
                 scales[..., : self.length] = self.scales[..., : self.length]
         self.block, self.scales, self.capacity = block, scales, tokens
         if self.packed and self._scratch is None:
-            scratch = (2, shape.kv_heads, READ_BLOCK_TOKENS, shape.head_dim)
+            scratch = (2, shape.kv_heads, KV_READ_TOKENS, shape.head_dim)
             self._scratch = torch.empty(scratch, dtype=self.dtype, device=self.device)
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor, at: int) -> None:
@@ -139,14 +137,14 @@ class KvCache:
         """Keys and values [kv_heads, stop - start, head_dim] of one layer in the compute dtype.
 
         A view where the cache stores the compute dtype; else decoded into the shared scratch,
-        which the next read overwrites, and at most `READ_BLOCK_TOKENS` tokens at a time.
+        which the next read overwrites, and at most `KV_READ_TOKENS` tokens at a time.
         """
         block = self._held()
         stored = block[:, layer, :, start:stop]
         if not self.packed:
             return stored[0], stored[1]
-        if stop - start > READ_BLOCK_TOKENS or self._scratch is None:
-            raise ValueError(f"a packed cache is read {READ_BLOCK_TOKENS} tokens at a time")
+        if stop - start > KV_READ_TOKENS or self._scratch is None:
+            raise ValueError(f"a packed cache is read {KV_READ_TOKENS} tokens at a time")
         out = self._scratch[:, :, : stop - start]
         out.copy_(stored)
         if self.scales is not None:

@@ -12,10 +12,10 @@ from longctx.engine.cache import KvCache
 from longctx.engine.decode_graph import GraphDecoder
 from longctx.engine.model import Model
 from longctx.engine.persistent.decoder import CompileError, NotPossible, PersistentDecoder
+from longctx.plan.sizes import TRIAL_TOKENS
 
 Decoder = GraphDecoder | PersistentDecoder
 
-TRIAL_TOKENS = 41
 TOLERANCE = 0.05  # of the logits' norm; bf16 in another order of sums differs by 0.01
 
 

@@ -13,6 +13,7 @@ from longctx.plan.allocator import CachingAllocator
 from longctx.plan.formulas import step_size
 from longctx.plan.growth import SLACK_BYTES, host_bound_bytes
 from longctx.plan.heap import Heap
+from longctx.plan.sizes import TRIAL_TOKENS
 from longctx.plan.step import ACTIVATIONS, StepSize, record_step
 from longctx.plan.step_attention import record_preparation
 from longctx.plan.trace import Tape
@@ -27,8 +28,6 @@ MOST_STEPS = 128
 # and the like of half of one, 1.5 % of what was held. Allowed for are so many of the largest
 # activation, but no more than this share of the weights.
 LUCK_TENSORS, LUCK_SHARE = 1.5, 0.018
-# The engine compares its decoder with a forward pass over so many tokens (engine/decoders.py).
-TRIAL_TOKENS = 41
 # After so many steps, those that have settled are not played any more.
 MANY_STEPS = 200
 # glibc trims the heap only when more than twice its largest mmap threshold is free at the top.

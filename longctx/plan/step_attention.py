@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from longctx.plan.sizes import (
+    CUDNN_HEAD_DIM,
+    CUDNN_KEY_BLOCKS,
+    KV_READ_TOKENS,
+    MERGE_AT_ONCE,
+    SMALL_STEP,
+    WINDOW_QUERY_BLOCK,
+    padded_queries,
+)
 from longctx.plan.trace import Tape
-from longctx.plan.weights import KV_READ_TOKENS
 from longctx.shapes import DTYPE_BYTES, ModelShape
 
 ATTENTION = "attention"
-# Parts of the unmasked past that are merged at once.
-MERGE_AT_ONCE = 8
-# Most queries of a block under a sliding window.
-WINDOW_QUERY_BLOCK = 1024
-# cuDNN takes the unmasked past in pieces of these sizes, and queries padded to one of those.
-CUDNN_KEY_BLOCKS = (65_536, 32_768, 16_384, 8_192, 4_096, 2_048)
-CUDNN_QUERY_SIZES = (2_048, 4_096, 8_192, 16_384)
-CUDNN_QUERY_GRAIN = 4_096
-CUDNN_HEAD_DIM = 128
-# A step of fewer queries is one piece of FlashAttention over everything.
-SMALL_STEP = 1_024
 # PyTorch's CPU flash kernel works on blocks of queries by at most this many keys, one per thread.
 CPU_KEY_BLOCK = 512
 
@@ -70,14 +67,6 @@ def past_pieces(past: int, queries: int, size: StepSize) -> list[int]:
                 pieces.append(block)
                 past -= block
     return pieces
-
-
-def padded_queries(queries: int) -> int:
-    """The number of queries that cuDNN computes for a block of so many."""
-    for size in CUDNN_QUERY_SIZES:
-        if queries <= size:
-            return size
-    return -(-queries // CUDNN_QUERY_GRAIN) * CUDNN_QUERY_GRAIN
 
 
 def record_preparation(shape: ModelShape, step_tokens: int, dtype: str) -> Tape:

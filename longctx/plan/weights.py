@@ -6,17 +6,20 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from longctx.plan.allocator import CachingAllocator
+from longctx.plan.sizes import (
+    CPU_SCRATCH_BYTES,
+    CUDA_SCRATCH_BYTES,
+    KV_READ_TOKENS,
+    cache_capacity,
+)
 from longctx.shapes import DTYPE_BYTES, ModelShape
 from longctx.units import MIB
 
 # NVFP4 keeps two values a byte and one e4m3 scale per 16 columns; FP8 one fp32 scale per 128x128.
 WEIGHT_FORMAT_BYTES = {"nvfp4": 0.5 + 1 / 16, "fp8": 1 + 4 / (128 * 128)}
-# A packed layer is dequantised into shared scratch of at most this size, in chunks of a million
-# elements whose arithmetic takes about 24 bytes each.
-SCRATCH_LIMIT = {"cuda": 256 * MIB, "cpu": 32 * MIB}
+# A packed layer is dequantised in chunks of a million elements whose arithmetic takes about 24 bytes
+# each.
 DEQUANTISE_BYTES = 24 << 20
-# A packed KV cache is read back through a scratch of this many tokens that all layers share.
-KV_READ_TOKENS = 4096
 # cuBLAS takes its workspace from the caching allocator (32 MiB on Hopper and later, never freed);
 # random weights leave two cached blocks of the pool that they were copied from.
 CUBLAS_WORKSPACE_BYTES = 32 * MIB
@@ -54,11 +57,9 @@ def weight_bytes(shape: ModelShape, dtype: str, weight_format: str | None = None
 def kv_bytes(shape: ModelShape, tokens: int, kv_dtype: str) -> int:
     """Bytes of a KV cache reserved for `tokens`: layers x 2 x kv_heads x head_dim x bytes each.
 
-    An int8 cache has room for a multiple of 8 tokens: its scales are copied eight at a time.
+    An int8 cache has room for a few more tokens, see `cache_capacity`.
     """
-    if kv_dtype == "int8":
-        tokens = -(-tokens // 8) * 8
-    return tokens * shape.kv_bytes_per_token(kv_dtype)
+    return cache_capacity(tokens, kv_dtype) * shape.kv_bytes_per_token(kv_dtype)
 
 
 def scratch_bytes(
@@ -77,10 +78,10 @@ def scratch_bytes(
     if kv_dtype not in (None, dtype):
         total += 2 * shape.kv_heads * shape.head_dim * KV_READ_TOKENS * width
     if weight_format:
-        limit = SCRATCH_LIMIT["cuda" if device.startswith("cuda") else "cpu"]
+        cuda = device.startswith("cuda")
         largest = max(rows * columns * width for rows, columns, _ in projections(shape))
-        total += min(largest, limit)
-        if not device.startswith("cuda"):  # there a kernel writes straight into the scratch
+        total += min(largest, CUDA_SCRATCH_BYTES if cuda else CPU_SCRATCH_BYTES)
+        if not cuda:  # there a kernel writes straight into the scratch
             total += DEQUANTISE_BYTES
     return total
 

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longctx.engine.attention import kernels_blocked, kernels_cpu, unfused
-from longctx.engine.attention.kernels_cuda import KEY_BLOCKS, key_blocks
+from longctx.engine.attention.kernels_cuda import key_blocks
 from longctx.engine.attention.merge import merge
 from longctx.engine.attention.pieces import QueryBlock, in_blocks, query_blocks, whole
+from longctx.plan.sizes import CUDNN_KEY_BLOCKS
 
 
 def coverage(block: QueryBlock, at: int, keys: int) -> torch.Tensor:
@@ -80,9 +81,9 @@ def test_key_blocks_tile_the_range_with_few_sizes(start: int, length: int) -> No
     cuts = key_blocks(start, start + length)
     assert [a for a, _ in cuts] == [start, *(b for _, b in cuts[:-1])][: len(cuts)]
     assert sum(b - a for a, b in cuts) == length
-    odd = [b - a for a, b in cuts if b - a not in KEY_BLOCKS]
+    odd = [b - a for a, b in cuts if b - a not in CUDNN_KEY_BLOCKS]
     assert len(odd) <= 1
-    assert all(size < min(KEY_BLOCKS) for size in odd)
+    assert all(size < min(CUDNN_KEY_BLOCKS) for size in odd)
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (8, 2)])

@@ -24,15 +24,17 @@ from torch.nn import functional
 from longctx.engine.attention import kernels_blocked
 from longctx.engine.attention.merge import Part
 from longctx.engine.attention.path import Path
-from longctx.engine.cache import READ_BLOCK_TOKENS, KvCache
+from longctx.engine.cache import KvCache
 from longctx.engine.out_of_memory import is_out_of_memory
+from longctx.plan.sizes import (
+    CUDNN_HEAD_DIM,
+    CUDNN_KEY_BLOCKS,
+    CUDNN_QUERY_SIZES,
+    KV_READ_TOKENS,
+    SMALL_STEP,
+    padded_queries,
+)
 from longctx.shapes import ModelShape
-
-KEY_BLOCKS = (65_536, 32_768, 16_384, 8_192, 4_096, 2_048)
-QUERY_SIZES = (2_048, 4_096, 8_192, 16_384)
-QUERY_GRAIN = 4_096  # of steps larger than the largest size
-# Fewer queries than this go to FlashAttention: building a plan takes 0.1 s, once for each size.
-SMALL_STEP = 1_024
 
 _cudnn = torch.ops.aten._scaled_dot_product_cudnn_attention
 _flash = torch.ops.aten._scaled_dot_product_flash_attention
@@ -40,9 +42,9 @@ _efficient = torch.ops.aten._scaled_dot_product_efficient_attention
 
 
 def key_blocks(start: int, stop: int) -> list[tuple[int, int]]:
-    """Cuts a range into the sizes of `KEY_BLOCKS`, largest first; what remains is one odd piece."""
+    """Cuts a range into the sizes of `CUDNN_KEY_BLOCKS`, largest first; what remains is one odd piece."""
     cuts = []
-    for size in KEY_BLOCKS:
+    for size in CUDNN_KEY_BLOCKS:
         while stop - start >= size:
             cuts.append((start, start + size))
             start += size
@@ -57,18 +59,10 @@ def _rows(out: torch.Tensor, lse: torch.Tensor, tokens: int) -> Part:
     return out[0, :, :tokens].transpose(0, 1), lse.reshape(heads, -1)[:, :tokens].T
 
 
-def padded_queries(tokens: int) -> int:
-    """The size that cuDNN computes for a step of `tokens` queries."""
-    for size in QUERY_SIZES:
-        if tokens <= size:
-            return size
-    return -(-tokens // QUERY_GRAIN) * QUERY_GRAIN
-
-
 def cudnn_full(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> Part:
-    """Unmasked attention by cuDNN; other key lengths than `KEY_BLOCKS` go to FlashAttention."""
+    """Unmasked attention by cuDNN; other key lengths than `CUDNN_KEY_BLOCKS` go to FlashAttention."""
     tokens, keys = query.shape[1], key.shape[1]
-    if tokens < SMALL_STEP or keys not in KEY_BLOCKS:
+    if tokens < SMALL_STEP or keys not in CUDNN_KEY_BLOCKS:
         return flash_full(query, key, value, scale)
     extra = padded_queries(tokens) - tokens
     padded = functional.pad(query, (0, 0, 0, extra)) if extra else query
@@ -98,8 +92,8 @@ def prepare_cudnn(step_tokens: int, cache: KvCache, scale: float) -> None:
     query = torch.zeros(
         tokens, shape.query_heads, shape.head_dim, dtype=cache.dtype, device=cache.device
     ).transpose(0, 1)
-    largest = READ_BLOCK_TOKENS if cache.packed else cache.capacity
-    for size in KEY_BLOCKS:
+    largest = KV_READ_TOKENS if cache.packed else cache.capacity
+    for size in CUDNN_KEY_BLOCKS:
         if size <= min(largest, cache.capacity):
             cudnn_full(query, *cache.read(0, 0, size), scale)
     if tokens <= min(largest, cache.capacity):
@@ -158,7 +152,7 @@ CUDNN = Path(
     cudnn_causal,
     flash_full,
     split=key_blocks,
-    tail=KEY_BLOCKS[-1],
+    tail=CUDNN_KEY_BLOCKS[-1],
     small_step=SMALL_STEP,
     prepare=prepare_cudnn,
 )
@@ -195,7 +189,7 @@ def choose_cuda_path(device: torch.device, dtype: torch.dtype, shape: ModelShape
 def _candidates(device: torch.device, dtype: torch.dtype, head_dim: int) -> list[Path]:
     if dtype not in (torch.bfloat16, torch.float16) or head_dim % 8:
         return [EFFICIENT]
-    if head_dim > 128 or torch.cuda.get_device_capability(device) < (8, 0):
+    if head_dim > CUDNN_HEAD_DIM or torch.cuda.get_device_capability(device) < (8, 0):
         return [FLASH, EFFICIENT]
     return [CUDNN, FLASH, EFFICIENT]
 
@@ -215,7 +209,7 @@ def _works(path: Path, device: torch.device, dtype: torch.dtype, shape: ModelSha
     generator = torch.Generator(device).manual_seed(0)
 
     def draw(heads: int) -> torch.Tensor:
-        size = (heads, QUERY_SIZES[0], shape.head_dim)
+        size = (heads, CUDNN_QUERY_SIZES[0], shape.head_dim)
         return torch.randn(size, generator=generator, device=device).to(dtype)
 
     query, key, value = draw(shape.query_heads), draw(shape.kv_heads), draw(shape.kv_heads)

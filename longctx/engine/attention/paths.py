@@ -8,11 +8,11 @@ from longctx.engine.attention import kernels_cpu, unfused
 from longctx.engine.attention.merge import Part
 from longctx.engine.attention.path import Path
 from longctx.engine.attention.pieces import Piece, in_blocks, query_blocks, whole
-from longctx.engine.cache import READ_BLOCK_TOKENS, KvCache
+from longctx.engine.cache import KvCache
 from longctx.errors import UsageError
+from longctx.plan.sizes import KV_READ_TOKENS, MERGE_AT_ONCE
 from longctx.shapes import ModelShape
 
-MERGE_AT_ONCE = 8
 MATH = Path("math (unfused: materialises scores)")
 CPU = Path(
     "cpu-flash (unmasked past + causal diagonal, merged by log-sum-exp)",
@@ -82,8 +82,8 @@ def attend(
     split, square, tail = path.split, path.square, path.tail
     joined = path.joined and not cache.packed
     if cache.packed:
-        split, tail = in_blocks(READ_BLOCK_TOKENS), None
-        square = min(square or READ_BLOCK_TOKENS, READ_BLOCK_TOKENS)
+        split, tail = in_blocks(KV_READ_TOKENS), None
+        square = min(square or KV_READ_TOKENS, KV_READ_TOKENS)
     elif tokens < path.small_step:
         split, joined = whole, True
     blocks = []
@@ -124,7 +124,7 @@ def _one_query(
 ) -> torch.Tensor:
     assert path.one_query is not None
     start = 0 if window is None else max(at + 1 - window, 0)
-    spans = in_blocks(READ_BLOCK_TOKENS)(start, at + 1) if cache.packed else [(start, at + 1)]
+    spans = in_blocks(KV_READ_TOKENS)(start, at + 1) if cache.packed else [(start, at + 1)]
     parts: list[Part] = []
     for a, b in spans:
         parts.append(path.one_query(query, *cache.read(layer, a, b), scale))
@@ -138,7 +138,7 @@ def _unfused(
     if not cache.packed:
         key, value = cache.read(layer, 0, stop)
     else:
-        spans = in_blocks(READ_BLOCK_TOKENS)(0, stop)
+        spans = in_blocks(KV_READ_TOKENS)(0, stop)
         blocks = [[x.clone() for x in cache.read(layer, a, b)] for a, b in spans]
         key, value = (torch.cat(side, 1) for side in zip(*blocks, strict=True))
     return unfused.attend(query, key, value, at, window, scale).flatten(1)

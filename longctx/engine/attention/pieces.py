@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from longctx.plan.sizes import WINDOW_QUERY_BLOCK
+
 Split = Callable[[int, int], list[tuple[int, int]]]
-WINDOW_QUERY_BLOCK = 1024
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from longctx.engine.persistent.tiles import Cut, Machine, NotPossible, cut
 from longctx.engine.quant import Linear
 from longctx.engine.quant.dense import DenseLinear
 from longctx.engine.quant.nvfp4 import Nvfp4Linear
+from longctx.plan.sizes import SCALES_AT_ONCE
 
 SOURCES = (
     "basics.cuh", "products.cuh", "attention.cuh", "state.cuh", "vectors.cuh", "splits.cuh", "token.cu",
@@ -50,8 +51,8 @@ def plan(model: Model, cache: KvCache) -> Cut:
         raise NotPossible(f"activations are {model.dtype}")
     if any(layer.window is not None for layer in model.layers):
         raise NotPossible("attention has a window")
-    if cache.kv_dtype == "int8" and cache.capacity % 8:
-        raise NotPossible("the cache's capacity is not a multiple of 8")
+    if cache.kv_dtype == "int8" and cache.capacity % SCALES_AT_ONCE:
+        raise NotPossible(f"the cache's capacity is not a multiple of {SCALES_AT_ONCE}")
     linears = model.linears()
     packed = all(isinstance(linear, Nvfp4Linear) for linear in linears)
     if not packed and not all(isinstance(linear, DenseLinear) for linear in linears):

@@ -11,13 +11,11 @@ from torch.nn import functional
 
 from longctx.engine.loading.slots import Slot
 from longctx.engine.quant.dense import Linear, bias_slots
-from longctx.units import MIB
+from longctx.plan.sizes import CPU_SCRATCH_BYTES, CUDA_SCRATCH_BYTES
 
 if TYPE_CHECKING:
     from longctx.engine.quant.kernels import Packed
 
-CUDA_SCRATCH_BYTES = 256 * MIB
-CPU_SCRATCH_BYTES = 32 * MIB
 # Elements that the arithmetic (float32, with an index per pair of values) handles at a time.
 CHUNK_ELEMENTS = 1 << 20
 # More rows than this amortise a dequantised layer better than a kernel that unpacks for each row.
