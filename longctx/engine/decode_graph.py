@@ -18,6 +18,7 @@ from longctx.engine.model import DenseMlp, Layer, Model
 from longctx.engine.quant import Linear
 from longctx.engine.quant.dense import DenseLinear
 from longctx.engine.quant.packed import PackedLinear
+from longctx.engine.token_decoder import TokenDecoder
 
 MAX_GROUP = 64
 WARM_UPS = 2
@@ -55,7 +56,7 @@ class Buffers:
     active: torch.Tensor
 
 
-class GraphDecoder:
+class GraphDecoder(TokenDecoder[Buffers]):
     """Feeds single tokens through a captured graph.
 
     Args:
@@ -74,15 +75,13 @@ class GraphDecoder:
         early: bool | None = None,
         early_gates: bool | None = None,
     ) -> None:
-        self.model, self.cache = model, cache
-        self._block = cache.block
+        super().__init__(model, cache)
         shape, device, dtype = model.shape, model.device, model.dtype
         self._launch = launch_module()
         rows = shape.query_heads * shape.head_dim
         fused = all(_fuses(linear) for linear in model.linears())
         # kernels of PyTorch between ours (where a matrix has none of ours) do not take part
         self._early = fused and (self._launch.starts_early(device) if early is None else early)
-
         self._early_gates = early_gates
 
         def empty(*size: int, kind: torch.dtype = dtype) -> torch.Tensor:
@@ -102,36 +101,11 @@ class GraphDecoder:
         self._split = self._launch.split_config(cache, dtype.itemsize)
         splits = self._split.splits(cache)
         self._scratch = self._launch.SplitScratch.for_cache(cache, splits)
-        self._frequencies = model.rope.inverse_frequencies.to(device)
-        self._expected: tuple[int, int] | None = None  # what the device holds for the next step
+        self._frequencies = model.rope.inverse_frequencies
         self._graph = self._capture()
 
-    def fits(self, cache: KvCache) -> bool:
-        """Whether the graph still writes where the cache lies."""
-        return cache.block is self._block
-
-    def feed(self, token_id: int, position: int) -> Buffers:
-        """Feeds one id at a position; the buffers hold its logits and the most likely next id.
-
-        The caller advances the cache.
-        """
-        self.cache.check_room(position + 1)
-        if self._expected != (token_id, position):
-            self.buffers.token.fill_(token_id)
-            self.buffers.position.fill_(position)
+    def _run(self) -> None:
         self._graph.replay()
-        self._expected = None
-        return self.buffers
-
-    def feed_and_choose(self, token_id: int, position: int) -> int:
-        """As `feed`, and waits for the most likely next id.
-
-        The graph leaves that id and its position in its own inputs, so feeding them next copies
-        nothing.
-        """
-        chosen = int(self.feed(token_id, position).following)
-        self._expected = (chosen, position + 1)
-        return chosen
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         """Runs once to compile, then captures. The dry runs write to the first unused position."""
@@ -180,8 +154,8 @@ class GraphDecoder:
             self._scratch, buffers.attended, self._split, self._early,
         )  # fmt: skip
         self._multiply(layer.o, buffers.attended.view(-1), stream, residual=stream)
-        # dense gates and ups read so much that waiting programs of theirs only take room
-        early = not isinstance(mlp.gate_up, DenseLinear)
+        gates = self._early_gates
+        early = not isinstance(mlp.gate_up, DenseLinear) if gates is None else gates
         self._multiply(
             mlp.gate_up, stream, buffers.active, layer.post_norm, gated=True, early=early
         )

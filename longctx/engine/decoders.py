@@ -15,7 +15,6 @@ from longctx.engine.persistent.decoder import CompileError, NotPossible, Persist
 from longctx.plan.sizes import TRIAL_TOKENS
 
 Decoder = GraphDecoder | PersistentDecoder
-
 TOLERANCE = 0.05  # of the logits' norm; bf16 in another order of sums differs by 0.01
 
 
@@ -36,15 +35,15 @@ def choose_decoder(model: Model, cache: KvCache, path: Path) -> Choice:
     """
     try:
         decoder = PersistentDecoder(model, cache)
-        if not agrees(decoder, model, cache, path):
-            raise CompileError("its logits are not those of the forward pass")
-        return Choice(decoder, "one launch a token")
+        if agrees(decoder, model, cache, path):
+            return Choice(decoder, "one launch a token")
+        why = "its logits are not those of the forward pass"
     except NotPossible as reason:
         return Choice(GraphDecoder(model, cache), f"graph of kernels ({reason})")
     except CompileError as error:
         why = str(error).splitlines()[-1]
-        warnings.warn(f"Decoding in one launch a token is off: {why}", stacklevel=2)
-        return Choice(GraphDecoder(model, cache), f"graph of kernels ({why})")
+    warnings.warn(f"Decoding in one launch a token is off: {why}", stacklevel=2)
+    return Choice(GraphDecoder(model, cache), f"graph of kernels ({why})")
 
 
 def agrees(decoder: PersistentDecoder, model: Model, cache: KvCache, path: Path) -> bool:

@@ -22,6 +22,7 @@ from longctx.engine.persistent.tiles import Cut, Machine, NotPossible, cut
 from longctx.engine.quant import Linear
 from longctx.engine.quant.dense import DenseLinear
 from longctx.engine.quant.nvfp4 import Nvfp4Linear
+from longctx.engine.token_decoder import TokenDecoder
 from longctx.plan.sizes import SCALES_AT_ONCE
 
 SOURCES = (
@@ -133,8 +134,8 @@ class Arguments(ctypes.Structure):
     )
 
 
-class PersistentDecoder:
-    """Feeds single tokens, each in one launch; used as `GraphDecoder`.
+class PersistentDecoder(TokenDecoder[State]):
+    """Feeds single tokens, each in one launch.
 
     Args:
         model, cache: the cache must have room; a cache that moved needs a new decoder (`fits`).
@@ -146,15 +147,14 @@ class PersistentDecoder:
     """
 
     def __init__(self, model: Model, cache: KvCache, marks: int = 0) -> None:
-        self.model, self.cache = model, cache
-        self._block = cache.block
+        super().__init__(model, cache)
         sizes = plan(model, cache)
         self._programs, self._threads, self.splits = sizes.programs, sizes.threads, sizes.splits
         defines = {**sizes.defines, "MARKS": marks}
         code = _cubin(tuple(defines.items()), _arch(model.device))
         self._kernel = Kernel(code, "decode_token", sizes.shared_bytes, model.device)
         self.buffers = State.make(model, sizes)
-        self._frequencies = model.rope.inverse_frequencies.to(model.device)
+        self._frequencies = model.rope.inverse_frequencies
         self._kernel.set("layers", self._table())
         self._arguments = Arguments(
             embed=model.embed.data_ptr(),
@@ -167,34 +167,9 @@ class PersistentDecoder:
             scale=model.scale * LOG2_E,
             state=(ctypes.c_void_p * STATES)(*(t.data_ptr() for t in self.buffers.tensors())),
         )
-        self._expected: tuple[int, int] | None = None  # what the device holds for the next step
 
-    def fits(self, cache: KvCache) -> bool:
-        """Whether the decoder still writes where the cache lies."""
-        return cache.block is self._block
-
-    def feed(self, token_id: int, position: int) -> State:
-        """Feeds one id at a position; the buffers hold its logits and the most likely next id.
-
-        The caller advances the cache.
-        """
-        self.cache.check_room(position + 1)
-        if self._expected != (token_id, position):
-            self.buffers.token.fill_(token_id)
-            self.buffers.position.fill_(position)
+    def _run(self) -> None:
         self._kernel.launch_together(self._programs, self._threads, [self._arguments])
-        self._expected = None
-        return self.buffers
-
-    def feed_and_choose(self, token_id: int, position: int) -> int:
-        """As `feed`, and waits for the most likely next id.
-
-        The kernel leaves that id and its position in its own inputs, so feeding them next copies
-        nothing.
-        """
-        chosen = int(self.feed(token_id, position).following)
-        self._expected = (chosen, position + 1)
-        return chosen
 
     def marks(self) -> torch.Tensor:
         """Clocks of the last launch, int64 [programs, layers + 1, marks], on the CPU.
