@@ -8,6 +8,8 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
+from longctx.handlers import handling
+
 
 @contextlib.contextmanager
 def suspended_together(pgid: int) -> Iterator[None]:
@@ -22,15 +24,8 @@ def suspended_together(pgid: int) -> Iterator[None]:
         os.kill(os.getpid(), signal.SIGSTOP)
         _send(pgid, signal.SIGCONT)  # runs when we are continued
 
-    try:
-        before = signal.signal(signal.SIGTSTP, on_stop)
-    except ValueError:  # not the main thread: the caller owns the signals
+    with handling({signal.SIGTSTP: on_stop}):
         yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTSTP, before)
 
 
 def _send(pgid: int, number: signal.Signals) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+
+from longctx.handlers import handling
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -17,26 +18,12 @@ def signals_interrupt() -> Iterator[None]:
     def interrupt(number: int, _frame: object) -> None:
         raise KeyboardInterrupt(signal.Signals(number).name)
 
-    with _handlers(interrupt):
+    with handling(dict.fromkeys(_ENDING, interrupt)):
         yield
 
 
 @contextmanager
 def signals_ignored() -> Iterator[None]:
     """While open, nothing interrupts: for writing the result."""
-    with _handlers(signal.SIG_IGN):
+    with handling(dict.fromkeys(_ENDING, signal.SIG_IGN)):
         yield
-
-
-@contextmanager
-def _handlers(handler: Callable[[int, Any], Any] | signal.Handlers) -> Iterator[None]:
-    try:
-        before = {number: signal.signal(number, handler) for number in _ENDING}
-    except ValueError:  # not the main thread: the caller owns the signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)

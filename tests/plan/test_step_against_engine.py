@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from longctx.plan.formulas import step_parts
+from longctx.shapes import ModelShape
 from tests.plan.real_engine import engine_of, step_peak_bytes, tiny
 
 STEPS = [(0, 256), (512, 128), (256, 1)]
@@ -27,6 +28,19 @@ def _two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(2)
 
 
+def planned_bytes(
+    shape: ModelShape,
+    dtype: str,
+    attention: str,
+    context: int,
+    new: int,
+    kv_dtype: str | None = None,
+) -> int:
+    """What the plan says a step takes on a CPU."""
+    step = {"new_tokens": new, "context_tokens": context, "dtype": dtype, "kv_dtype": kv_dtype}
+    return step_parts(shape, attention=attention, device="cpu", **step).total
+
+
 @pytest.mark.parametrize(("attention", "dtype", "group"), CASES)
 def test_a_step_never_allocates_more_than_the_plan_says(
     attention: str, dtype: str, group: int
@@ -35,14 +49,7 @@ def test_a_step_never_allocates_more_than_the_plan_says(
     engine = engine_of(shape, dtype, attention)
     for context, new in STEPS:
         measured = step_peak_bytes(engine, context, new)
-        planned = step_parts(
-            shape,
-            new_tokens=new,
-            context_tokens=context,
-            dtype=dtype,
-            attention=attention,
-            device="cpu",
-        ).total
+        planned = planned_bytes(shape, dtype, attention, context, new)
         assert measured <= planned, (context, new)
         if dtype == "float32":
             assert planned <= 1.02 * measured + 4096, (context, new)
@@ -56,15 +63,7 @@ def test_a_packed_cache_is_within_the_plan(attention: str) -> None:
     shape = tiny()
     engine = engine_of(shape, "float32", attention, "int8")
     for context, new in STEPS:
-        planned = step_parts(
-            shape,
-            new_tokens=new,
-            context_tokens=context,
-            dtype="float32",
-            attention=attention,
-            device="cpu",
-            kv_dtype="int8",
-        ).total
+        planned = planned_bytes(shape, "float32", attention, context, new, kv_dtype="int8")
         measured = step_peak_bytes(engine, context, new)
         assert measured <= planned <= 1.1 * measured + 16_384, (context, new)
 
@@ -98,13 +97,6 @@ def test_every_family_is_within_the_plan(family: str, attention: str) -> None:
     shape = tiny(**FAMILIES[family])
     engine = engine_of(shape, "float32", attention)
     for context, new in [(0, 512), (512, 256)]:
-        planned = step_parts(
-            shape,
-            new_tokens=new,
-            context_tokens=context,
-            dtype="float32",
-            attention=attention,
-            device="cpu",
-        ).total
+        planned = planned_bytes(shape, "float32", attention, context, new)
         measured = step_peak_bytes(engine, context, new)
         assert measured <= planned <= 1.3 * measured, (context, new)

@@ -1,9 +1,10 @@
 // Matrix times vector: rows of weights stream through the ring, tensor cores multiply them.
 //
 // A program owns neighbouring rows. A tile is up to 16 of them (gate and up: 8 pairs), a stage holds
-// SLICE columns of a tile and is one team's. In a step every lane holds 8 columns (32 of 4-bit weights) of two rows;
-// which column is which k of the tensor core's product does not matter as long as weights and
-// vector agree, so both are read as they lie. All 8 columns of the product are the same.
+// SLICE columns of a tile and is one team's. In a step every lane holds 8 columns (32 of 4-bit
+// weights) of two rows; which column is which k of the tensor core's product does not matter as long
+// as weights and vector agree, so both are read as they lie. With bf16 weights all 8 columns of the
+// product are the same.
 
 template <int K_, int ROWS_, int TILE_, int SLICE_, bool PAIRS_, int FORMAT_>
 struct Matrix {
