@@ -18,14 +18,15 @@ def test_handlers_hold_inside_and_the_ones_before_come_back() -> None:
     def note(number: int, _frame: object) -> None:
         seen.append(number)
 
-    with (
-        pytest.raises(RuntimeError, match="ends it"),
-        handling({signal.SIGUSR1: note, signal.SIGUSR2: signal.SIG_IGN}),
-    ):
-        os.kill(os.getpid(), signal.SIGUSR1)
-        os.kill(os.getpid(), signal.SIGUSR2)
-        assert signal.getsignal(signal.SIGUSR1) is note
-        raise RuntimeError("ends it")
+    def ends_inside() -> None:
+        with handling({signal.SIGUSR1: note, signal.SIGUSR2: signal.SIG_IGN}):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert signal.getsignal(signal.SIGUSR1) is note
+            raise RuntimeError("ends it")
+
+    with pytest.raises(RuntimeError, match="ends it"):
+        ends_inside()
     assert seen == [signal.SIGUSR1]
     assert {n: signal.getsignal(n) for n in before} == before
 
