@@ -64,6 +64,11 @@ class TokenDecoder(ABC, Generic[Held]):
         That id and its position are already where the next step reads them, so feeding them next
         copies nothing.
         """
-        chosen = int(self.feed(token_id, position).following)
+        self.feed(token_id, position)
+        chosen = self._chosen()
         self._expected = (chosen, position + 1)
         return chosen
+
+    def _chosen(self) -> int:
+        """Waits for the most likely id after what was fed last."""
+        return int(self.buffers.following)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.resources
+import math
+import time
 from dataclasses import dataclass, fields
 
 import torch
@@ -26,10 +28,12 @@ from longctx.engine.token_decoder import TokenDecoder
 from longctx.plan.sizes import SCALES_AT_ONCE
 
 SOURCES = (
-    "basics.cuh", "products.cuh", "attention.cuh", "state.cuh", "vectors.cuh", "splits.cuh", "token.cu",
+    "basics.cuh", "matrix.cuh", "dense.cuh", "packed.cuh", "products.cuh", "attention.cuh", "state.cuh",
+    "vectors.cuh", "splits.cuh", "token.cu",
 )  # fmt: skip
 LOG2_E = 1.4426950408889634
 NEEDS = (9, 0)  # bulk copies into shared memory
+PATIENCE_S = 0.1  # with a kernel that does not answer, before the driver is asked
 
 
 @functools.cache
@@ -84,6 +88,7 @@ class State:
     sums: torch.Tensor
     best: torch.Tensor
     launches: torch.Tensor
+    answer: torch.Tensor  # in the host's memory: launches so far, and in the low half the last id
 
     @classmethod
     def make(cls, model: Model, sizes: Cut) -> State:
@@ -108,6 +113,7 @@ class State:
             sums=empty(2 * parts, long),
             best=empty(2 * sizes.programs, long),
             launches=empty(1, long),
+            answer=torch.zeros(1, dtype=long, pin_memory=True),
         )
 
     def tensors(self) -> list[torch.Tensor]:
@@ -154,6 +160,8 @@ class PersistentDecoder(TokenDecoder[State]):
         code = _cubin(tuple(defines.items()), _arch(model.device))
         self._kernel = Kernel(code, "decode_token", sizes.shared_bytes, model.device)
         self.buffers = State.make(model, sizes)
+        self._answer = ctypes.c_uint64.from_address(self.buffers.answer.data_ptr())
+        self._launches = 0
         self._frequencies = model.rope.inverse_frequencies
         self._kernel.set("layers", self._table())
         self._arguments = Arguments(
@@ -170,6 +178,18 @@ class PersistentDecoder(TokenDecoder[State]):
 
     def _run(self) -> None:
         self._kernel.launch_together(self._programs, self._threads, [self._arguments])
+        self._launches += 1
+
+    def _chosen(self) -> int:
+        # The kernel writes its id into the host's memory, so the next launch need not wait for the end
+        # of this one to be noticed: 60 to 90 us a token.
+        patience = time.monotonic() + PATIENCE_S
+        while (word := self._answer.value) >> 32 != self._launches:
+            time.sleep(0)
+            if time.monotonic() > patience:
+                torch.cuda.current_stream(self.model.device).synchronize()  # raises what went wrong
+                patience = math.inf
+        return word & 0xFFFF_FFFF
 
     def marks(self) -> torch.Tensor:
         """Clocks of the last launch, int64 [programs, layers + 1, marks], on the CPU.

@@ -13,8 +13,9 @@ WARPS = 8
 PRODUCERS = 4  # warps, beside those
 # stages under way: enough for the memory, and no queue in front of it
 WINDOW = 3
-PACKED_WINDOW = 6  # they are smaller
 TEAMS = 4  # of warps; the number of stages is a multiple of it
+STEP = 128  # columns of packed weights that a warp takes at once
+LOW_STEP = 256  # and of low tiles
 STAGE_BYTES = 16_896  # 16 rows of 512 bf16 columns, or 16 KiB of cache; and gaps or scales
 GAP_BYTES = 64  # between every second row and the next
 STATIC_SHARED = 5_376  # what the kernel takes besides stages and the vector; and 512 a warp
@@ -22,6 +23,7 @@ MAX_SPLITS = 32
 MAX_GROUP = 8
 MOST_IDS = 1 << 20
 PAIR_TILE = 8
+LOW_TILE = 8
 TILE = 16
 KV_MODES = {"bfloat16": 0, "int8": 1, "fp8": 2}
 
@@ -68,18 +70,34 @@ def height(rows: int, tile: int) -> int:
     return -(-rows // tiles) if tiles else 1
 
 
-def slice_columns(columns: int, rows: int, packed: bool) -> int:
-    """Columns of one stage: as many as fit for tiles of `rows`, in equal parts.
+def slice_columns(columns: int, rows: int) -> int:
+    """Columns of bf16 weights in one stage: as many as fit for tiles of `rows`, in equal parts."""
+    best = (STAGE_BYTES - GAP_BYTES * (rows // 2)) // (2 * rows)
+    parts = -(-columns // max(best // 128 * 128, 128))
+    return -(-columns // parts // 128) * 128
 
-    Packed slices are multiples of 256, so that their scales (one byte for 16 columns) are copied in
-    pieces of 16 bytes; others of 128.
+
+def is_low(rows: int) -> bool:
+    """Whether packed weights of a program with so many rows are cut into low tiles of 8 rows.
+
+    A low tile is half the work of one of 16; rows that are not there are work all the same.
     """
-    unit = 256 if packed else 128
-    most = STAGE_BYTES - GAP_BYTES * (TILE // 2 if packed else rows // 2)
-    # packed: scales lie behind the place of 16 rows of values
-    best = 16 * most // (8 * TILE + rows) if packed else most // (2 * rows)
-    parts = -(-columns // max(best // unit * unit, unit))
-    return -(-columns // parts // unit) * unit
+    return -(-rows // 8) < 2 * -(-rows // 16)
+
+
+def packed_slice(columns: int, step: int) -> int:
+    """Columns of packed weights in one stage: every team has as many slices, as long as they fit.
+
+    Args:
+        columns: of the matrix.
+        step: columns that a warp takes at once, 128 of tiles of 16 rows or 256 of those of 8.
+    """
+    rows = 2 * TILE * 128 // step
+    most = (STAGE_BYTES - GAP_BYTES * rows // 2 - 16 * rows) * 16 // (9 * rows) // step * step
+    parts = TEAMS
+    while -(-columns // parts) > most:
+        parts += TEAMS
+    return -(-columns // parts // step) * step
 
 
 def cut(shape: ModelShape, kv_dtype: str, packed: bool, divide: bool, machine: Machine) -> Cut:
@@ -132,7 +150,7 @@ def cut(shape: ModelShape, kv_dtype: str, packed: bool, divide: bool, machine: M
         "SPLITS": splits,
         "WARPS": WARPS,
         "PRODUCERS": PRODUCERS,
-        "WINDOW": min(PACKED_WINDOW if packed else WINDOW, stages),
+        "WINDOW": min(WINDOW, stages),
         "STAGES": stages,
         "STAGE_BYTES": STAGE_BYTES,
         "KV_MODE": KV_MODES[kv_dtype],
@@ -147,10 +165,15 @@ def cut(shape: ModelShape, kv_dtype: str, packed: bool, divide: bool, machine: M
         "HEAD": (shape.hidden, shape.vocab, TILE, False),
     }
     for name, (columns, rows, tile, is_packed) in matrices.items():
-        # of all programs: some have a row less, and with it maybe a lower or a higher tile
-        mine = {rows // programs, -(-rows // programs)}
-        tallest = TILE if tile == PAIR_TILE else max(height(n, tile) for n in mine)
-        defines[f"{name}_TILE"] = tile
-        defines[f"{name}_SLICE"] = slice_columns(columns, tallest, is_packed)
+        mine = -(-rows // programs)
+        if is_packed:
+            low = tile == TILE and is_low(mine)
+            tile = LOW_TILE if low else tile
+            size = packed_slice(columns, LOW_STEP if low else STEP)
+        else:
+            # some programs have a row less, and with it maybe a lower or a higher tile
+            heights = [height(n, tile) for n in (rows // programs, mine)]
+            size = slice_columns(columns, TILE if tile == PAIR_TILE else max(heights))
+        defines[f"{name}_TILE"], defines[f"{name}_SLICE"] = tile, size
     threads = (WARPS + PRODUCERS) * 32
     return Cut(defines, stages * STAGE_BYTES + work, programs, threads, splits)

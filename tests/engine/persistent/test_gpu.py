@@ -29,12 +29,14 @@ SMALL = ModelShape(
 )  # fmt: skip
 QWEN2 = replace(SMALL, architecture="Qwen2ForCausalLM", qk_norm=False, qkv_bias=True)
 BOUND = 0.02  # of the logits' norm; bf16 in another order of sums gives about 0.01
+E4M3_BOUND = 0.03  # where a value rounds to the other neighbour they are 6 to 12 % apart
 
 
 def make(shape: ModelShape, weights: str | None = None, **changes: Any) -> Engine:
     """A model with random weights and a cache of 5,008 tokens."""
     resolved = ResolvedModel("shape:test", "shape", None, shape, True, weights)
     engine = load_model(resolved, device="cuda", dtype="bfloat16", **changes)
+    torch.manual_seed(0)
     for vector in (t for layer in engine.model.layers for t in _vectors(layer)):
         vector.copy_(torch.randn_like(vector) * 0.1 + (1.0 if vector.mean() > 0.5 else 0.0))
     engine.reserve(5008)
@@ -106,7 +108,7 @@ def divided(engine: Engine) -> Engine:
 
 @pytest.mark.parametrize("case", CASES)
 def test_logits_are_those_of_the_forward_pass(case: str) -> None:
-    assert worst(CASES[case](), LENGTHS) <= BOUND
+    assert worst(CASES[case](), LENGTHS) <= (E4M3_BOUND if "e4m3" in case else BOUND)
 
 
 @pytest.mark.parametrize("case", ["bf16", "int8 cache", "e4m3 cache", "NVFP4"])
@@ -150,10 +152,11 @@ def test_both_decoders_write_the_same_cache() -> None:
             decoder.feed(token, 300 + at)
         assert engine.cache.block is not None
         blocks.append(engine.cache.block[..., 300:320, :].float().clone())
-    # what the second layer stores depends on the first one's rounding
-    assert torch.allclose(blocks[0][:, 0], blocks[1][:, 0], rtol=1e-2, atol=1e-2)
-    difference = (blocks[0] - blocks[1]).norm() / blocks[1].norm()
-    assert difference < 0.01
+    for layer in range(engine.shape.layers):
+        mine, other = blocks[0][:, layer], blocks[1][:, layer]
+        # one rounds its norms to bf16, the other does not; later layers inherit it
+        assert (mine - other).norm() / other.norm() < 0.01
+        assert (mine - other).abs().max() < 0.05 * other.abs().max()
 
 
 def test_the_engine_takes_it_where_it_can_and_says_so() -> None:

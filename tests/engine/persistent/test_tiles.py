@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longctx.engine.persistent import tiles
-from longctx.engine.persistent.tiles import Machine, NotPossible, cut, height, slice_columns
+from longctx.engine.persistent.tiles import (
+    Machine, NotPossible, cut, height, is_low, packed_slice, slice_columns,
+)  # fmt: skip
 from longctx.shapes import PRESETS, preset
 
 HOPPER = Machine(132, 232_448)
 
 
-def stage_bytes(columns: int, rows: int, packed: bool) -> int:
-    """Bytes that the kernel uses of a stage with a slice of `columns` and a tile of `rows`."""
-    if packed:
-        return 16 * (columns // 2) + 512 + rows * columns // 16
+def stage_bytes(columns: int, rows: int) -> int:
+    """Bytes that the kernel uses of a stage with a slice of `columns` and a bf16 tile of `rows`."""
     return rows * 2 * columns + 64 * (rows // 2)
 
 
@@ -34,17 +34,28 @@ def test_every_preset_is_cut_for_a_hopper(name: str, packed: bool) -> None:
     assert defines["SPLITS"] * defines["KV_HEADS"] <= sizes.programs
 
 
-@given(
-    columns=st.integers(1, 100).map(lambda n: 256 * n),
-    rows=st.integers(1, 16),
-    packed=st.booleans(),
+@given(columns=st.integers(1, 100).map(lambda n: 256 * n), rows=st.integers(1, 16))
+def test_a_slice_fits_its_stage(columns: int, rows: int) -> None:
+    size = slice_columns(columns, rows)
+    assert stage_bytes(size, rows) <= tiles.STAGE_BYTES
+    assert size % 128 == 0
+
+
+@given(columns=st.integers(1, 200).map(lambda n: 256 * n), step=st.sampled_from([128, 256]))
+def test_a_packed_slice_fits_its_stage(columns: int, step: int) -> None:
+    size = packed_slice(columns, step)
+    rows = 4096 // step
+    # values, at most a gap for two rows, scales and what keeps them out of each other's banks
+    assert rows * (size // 2 + 32 + size // 16 + 16) <= tiles.STAGE_BYTES
+    assert size % step == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "low"),
+    [(5, True), (9, False), (16, False), (20, True), (31, False), (39, True), (47, False)],
 )
-def test_a_slice_fits_its_stage(columns: int, rows: int, packed: bool) -> None:
-    size = slice_columns(columns, rows, packed)
-    assert stage_bytes(size, rows, packed) <= tiles.STAGE_BYTES
-    assert size % (256 if packed else 128) == 0
-    last = columns % size or size  # scales of the last slice are copied in whole pieces as well
-    assert not packed or last // 16 % 16 == 0
+def test_tiles_are_low_where_that_is_less_work(rows: int, low: bool) -> None:
+    assert is_low(rows) == low
 
 
 @given(rows=st.integers(1, 5000), tile=st.sampled_from([8, 16]))
@@ -66,7 +77,7 @@ def test_no_program_has_a_taller_tile_than_the_slices_were_made_for(
     for name, total in (("QKV", defines["QKV_ROWS"]), ("O", shape.hidden), ("HEAD", vocab)):
         bounds = [total * p // 132 for p in range(133)]
         heights = {height(b - a, 16) for a, b in pairwise(bounds)}
-        assert stage_bytes(defines[f"{name}_SLICE"], max(heights), False) <= tiles.STAGE_BYTES
+        assert stage_bytes(defines[f"{name}_SLICE"], max(heights)) <= tiles.STAGE_BYTES
 
 
 @pytest.mark.parametrize(

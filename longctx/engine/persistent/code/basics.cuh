@@ -178,6 +178,12 @@ __device__ __forceinline__ void copy_16(u32 to, const void* from, u32 bytes, u64
     asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(to),
                  "l"(from), "r"(bytes), "l"(policy) : "memory");
 }
+// What was written by ordinary copies must not be overtaken by bulk ones.
+__device__ __forceinline__ void before_bulk() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ __forceinline__ void copy_8(u32 to, const void* from, u64 policy) {
+    asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], 8, %2;" ::"r"(to), "l"(from),
+                 "l"(policy) : "memory");
+}
 // The barrier waits for this thread's copies, besides the arrivals that it counts.
 __device__ __forceinline__ void copies_arrive(u32 barrier) {
     asm volatile("cp.async.mbarrier.arrive.shared.b64 [%0];" ::"r"(barrier) : "memory");
@@ -212,7 +218,8 @@ struct Turn {
     }
 };
 __device__ __forceinline__ int producer() { return (threadIdx.x - CONSUMERS) >> 5; }
-__device__ __forceinline__ int member() { return (threadIdx.x >> 5) % MEMBERS; }
+// Members of two teams whose warps share a scheduler are different ones: the first has more to do.
+__device__ __forceinline__ int member() { return ((threadIdx.x >> 5) + (threadIdx.x >> 7)) % MEMBERS; }
 
 struct Ring {
     u32 data, full, empty;  // shared addresses
@@ -233,8 +240,6 @@ struct Ring {
         const u32 earlier = turn.stage - WINDOW + (wrapped ? STAGES : 0);
         barrier_wait(full + 8 * earlier, turn.parity ^ wrapped);
         barrier_wait(empty + 8 * turn.stage, turn.parity ^ 1);
-        // what was written by ordinary copies must not be overtaken by the bulk ones
-        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
         return at(turn.stage);
     }
 };

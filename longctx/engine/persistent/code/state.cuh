@@ -14,6 +14,7 @@ struct State {
     u64* sums;        // [KV_HEADS, SPLITS, GROUP, 2]: largest score, sum
     u64* best;        // [PROGRAMS, BATCH / 2]: `ranked`, with the launch in the lowest bits
     i64* launches;    // so far
+    u64* answer;      // in the host's memory: launches so far << 32 | the most likely next id
 };
 
 struct Arguments {
