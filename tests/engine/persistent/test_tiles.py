@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from longctx.engine.persistent import tiles
 from longctx.engine.persistent.tiles import (
-    Machine, NotPossible, cut, height, is_low, packed_slice, slice_columns,
+    Machine,
+    NotPossible,
+    cut,
+    height,
+    is_low,
+    packed_slice,
+    slice_columns,
 )  # fmt: skip
 from longctx.shapes import PRESETS, preset
 
