@@ -11,14 +11,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.resources
-import math
-import time
 from dataclasses import dataclass, fields
 
 import torch
 
 from longctx.engine.cache import KvCache
 from longctx.engine.model import DenseMlp, Layer, Model
+from longctx.engine.persistent.answer import Answer
 from longctx.engine.persistent.compiler import CompileError, Kernel, compile_source
 from longctx.engine.persistent.tiles import Cut, Machine, NotPossible, cut
 from longctx.engine.quant import Linear
@@ -33,7 +32,6 @@ SOURCES = (
 )  # fmt: skip
 LOG2_E = 1.4426950408889634
 NEEDS = (9, 0)  # bulk copies into shared memory
-PATIENCE_S = 0.1  # with a kernel that does not answer, before the driver is asked
 
 
 @functools.cache
@@ -160,7 +158,8 @@ class PersistentDecoder(TokenDecoder[State]):
         code = _cubin(tuple(defines.items()), _arch(model.device))
         self._kernel = Kernel(code, "decode_token", sizes.shared_bytes, model.device)
         self.buffers = State.make(model, sizes)
-        self._answer = ctypes.c_uint64.from_address(self.buffers.answer.data_ptr())
+        settle = functools.partial(torch.cuda.synchronize, model.device)
+        self._answer = Answer(self.buffers.answer.data_ptr(), settle)
         self._launches = 0
         self._frequencies = model.rope.inverse_frequencies
         self._kernel.set("layers", self._table())
@@ -181,15 +180,7 @@ class PersistentDecoder(TokenDecoder[State]):
         self._launches += 1
 
     def _chosen(self) -> int:
-        # The kernel writes its id into the host's memory, so the next launch need not wait for the end
-        # of this one to be noticed: 60 to 90 us a token.
-        patience = time.monotonic() + PATIENCE_S
-        while (word := self._answer.value) >> 32 != self._launches:
-            time.sleep(0)
-            if time.monotonic() > patience:
-                torch.cuda.current_stream(self.model.device).synchronize()  # raises what went wrong
-                patience = math.inf
-        return word & 0xFFFF_FFFF
+        return self._answer.wait(self._launches)
 
     def marks(self) -> torch.Tensor:
         """Clocks of the last launch, int64 [programs, layers + 1, marks], on the CPU.

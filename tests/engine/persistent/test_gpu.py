@@ -142,6 +142,24 @@ def test_many_steps_give_the_same_bits_again(case: str) -> None:
 
 
 @torch.inference_mode()
+def test_ids_that_the_kernel_tells_the_host_are_the_ones_it_chose() -> None:
+    engine = make(SMALL)
+    engine.extend(random_ids(300, engine.shape.vocab), 512)
+    told: list[int] = []
+    chosen: list[int] = []
+    for ids, ask in ((told, True), (chosen, False)):
+        decoder, token = PersistentDecoder(engine.model, engine.cache), 5
+        for at in range(20):
+            token = (
+                decoder.feed_and_choose(token, 300 + at)
+                if ask
+                else int(decoder.feed(token, 300 + at).logits.argmax())
+            )
+            ids.append(token)
+    assert told == chosen
+
+
+@torch.inference_mode()
 def test_both_decoders_write_the_same_cache() -> None:
     engine = make(SMALL)
     engine.extend(random_ids(300, engine.shape.vocab), 512)
