@@ -14,6 +14,7 @@ from longctx.errors import MemoryStop, UsageError
 from longctx.guard import Action, GuardSettings, Limits, Watch, resolve_limits, self_test
 from longctx.memory import Pool, ProcProbe, Sample
 from longctx.units import GIB
+from tests.guard.processes import until
 from tests.memory.roots import make_root, set_meminfo
 
 POOL = Pool("host", "host", 100 * GIB)
@@ -66,13 +67,6 @@ def watch(probe: Any, calls: Calls, **callbacks: Callable[..., None]) -> Watch:
         callbacks.get("on_hard", calls.hard),
         interval=(0.002, 0.01),
     )
-
-
-def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.005)
 
 
 def test_hard_and_soft_are_called_once_and_before_the_record() -> None:

@@ -92,6 +92,9 @@ class Streamer:
 
     Blocks whose bytes are already what the target holds are read straight into it (CPU, same
     dtype); the others pass through `READERS` + 1 staging buffers, which is all the memory used.
+
+    Pages are given back beside the reading, and maybe after it: those of a file that has just been
+    written must go to the disk first, which took 2.7 s of a load of 3.7 s for 8 GB.
     """
 
     def __init__(self, device: torch.device, drop_cache: bool = True) -> None:
@@ -101,6 +104,7 @@ class Streamer:
         self._stages: list[Stage] = []
         self._free: deque[Stage] = deque()
         self._files: dict[str, int] = {}
+        self._behind = ThreadPoolExecutor(1, thread_name_prefix="page-cache")
 
     @property
     def staging_bytes(self) -> int:
@@ -171,7 +175,8 @@ class Streamer:
         done(block)
         end = block.offset + block.nbytes
         if self._drop_cache and (end - dropped >= DROP_BYTES or end < dropped):
-            self._forget(os.fspath(block.placement.entry.file), end)
+            file = self._files[os.fspath(block.placement.entry.file)]
+            self._behind.submit(_forget, file, end)
             return end
         return dropped
 
@@ -185,18 +190,24 @@ class Streamer:
                 os.posix_fadvise(self._files[path], 0, 0, os.POSIX_FADV_SEQUENTIAL)
         return self._files[path]
 
-    def _forget(self, path: str, end: int) -> None:
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._files[path], 0, end, os.POSIX_FADV_DONTNEED)
-
     def _close(self) -> None:
-        for path, file in self._files.items():
-            if self._drop_cache:
-                self._forget(path, 0)  # length 0 means: to the end of the file
-            os.close(file)
+        for file in self._files.values():
+            self._behind.submit(_end, file, self._drop_cache)
         self._files.clear()
+        self._behind.shutdown(wait=False)
         for stage in self._stages:
             stage.wait()
+
+
+def _forget(file: int, end: int) -> None:
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file, 0, end, os.POSIX_FADV_DONTNEED)
+
+
+def _end(file: int, drop_cache: bool) -> None:
+    if drop_cache:
+        _forget(file, 0)  # length 0 means: to the end of the file
+    os.close(file)
 
 
 def read_tensor(entry: Entry) -> torch.Tensor:
