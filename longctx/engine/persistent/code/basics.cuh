@@ -1,4 +1,4 @@
-// Words of PTX, the ring of stages in shared memory, and the barrier of the whole grid.
+// Words of PTX, what programs tell each other, and the ring of stages in shared memory.
 
 typedef unsigned char u8;
 typedef unsigned short u16;

@@ -1,10 +1,10 @@
 // 4-bit weights: NVFP4, two values a byte, an e4m3 scale for every 16.
 //
 // A stage holds SLICE columns of two tiles and is one team's; the number of slices is a multiple of the
-// number of teams, so every team has the same part of all tiles to do. A value becomes fp16 by moving its bits, which makes
-// it 2^-14 of what it means (conversions would be slower than the memory). Every lane's 16 columns of a
-// group are multiplied for themselves: column n of B is zero but for the columns of lane n / 2, so
-// column 2c of the product is the sum of lane c's group, and takes its scale.
+// number of teams, so every team has the same part of all tiles to do. A value becomes fp16 by moving
+// its bits, which makes it 2^-14 of what it means (conversions would be slower than the memory). Every
+// lane's 16 columns of a group are multiplied for themselves: column n of B is zero but for the columns
+// of lane n / 2, so column 2c of the product is the sum of lane c's group, and takes its scale.
 //
 // A tall tile has 16 rows (8 pairs of gate and up). Where a program has so few rows that such tiles
 // would be half empty they are LOW: 8 rows, whose second 128 columns take the place of the other 8
@@ -23,7 +23,7 @@ __device__ __forceinline__ u32 scales_of(u16 codes) {
     return r;
 }
 // Four values, a byte each with the code in bits 1 to 4, become bytes of s000eem0: the upper half of
-// an fp16. The product puts the sign in its place and does not take turns with the logical operations.
+// an fp16.
 __device__ __forceinline__ u32 spread(u32 codes) {
     return (codes & 0x10101010u) * 8 + (codes & 0x0e0e0e0eu);
 }
