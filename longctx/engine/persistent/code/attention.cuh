@@ -67,8 +67,6 @@ __device__ __forceinline__ void stream_cache(const Ring& ring, Turn& turn, const
                     real ? 16 : 0, policy);
         }
         copies_arrive(full);
-        __syncwarp();
-        if ((thread & 31) == 0) barrier_arrive(full);
         turn.next();
     }
 }
@@ -76,10 +74,7 @@ __device__ __forceinline__ void stream_cache(const Ring& ring, Turn& turn, const
 // ---- products of one warp ----
 __device__ __forceinline__ void score(float (&c)[4], u32 q0, u32 q1, u32 k0, u32 k1) {
     if (PACKED)
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-                     "{%0, %1, %2, %3}, {%4, %5, %6, %5}, {%7, %8}, {%0, %1, %2, %3};"
-                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                     : "r"(q0), "r"(0), "r"(q1), "r"(k0), "r"(k1));
+        multiply_half(c, q0, 0, q1, 0, k0, k1);
     else
         multiply(c, q0, 0, q1, 0, k0, k1);
 }
@@ -184,10 +179,7 @@ __device__ __forceinline__ void score_stage(u32 stage, const Query& q, int count
             const int token = eight + 2 * c + j;
             float value = (even[j] + odd[j]) * scale;
             if (KV_MODE == 1) {
-                u16 code;
-                asm volatile("ld.shared.u16 %0, [%1];"
-                             : "=h"(code) : "r"(stage + KV_SCALES + 2 * token) : "memory");
-                value *= widen_half(code);
+                value *= widen_half(load_shared_u16(stage + KV_SCALES + 2 * token));
             }
             s[e][j] = token < count ? value : NONE;
         }
@@ -298,8 +290,7 @@ __device__ __forceinline__ void attend(const Ring& ring, Turn& turn, const Split
         ring.give_back(now);
     }
     turn = turn.after(stages);
-    seen.total += __shfl_xor_sync(~0u, seen.total, 1);
-    seen.total += __shfl_xor_sync(~0u, seen.total, 2);
+    seen.total = quad_sum(seen.total);
     if (c == 0) {
         shared.tops[warp * 8 + g] = seen.top;
         shared.tops[(WARPS + 1) * 8 + warp * 8 + g] = seen.total;

@@ -42,10 +42,28 @@ __device__ __forceinline__ u32 pack_half(float first, float second) {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(second), "f"(first));
     return r;
 }
+__device__ __forceinline__ u16 narrow_half(float value) { return (u16)pack_half(value, 0.f); }
 __device__ __forceinline__ float widen_half(u16 value) {
     float r;
     asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(value));
     return r;
+}
+
+// ---- of a warp's lanes ----
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+    for (int offset = 16; offset; offset >>= 1) value += __shfl_xor_sync(~0u, value, offset);
+    return value;
+}
+__device__ __forceinline__ float warp_max(float value) {
+#pragma unroll
+    for (int offset = 16; offset; offset >>= 1) value = fmaxf(value, __shfl_xor_sync(~0u, value, offset));
+    return value;
+}
+// Of four neighbours: those that have the same row of a product.
+__device__ __forceinline__ float quad_sum(float value) {
+    value += __shfl_xor_sync(~0u, value, 1);
+    return value + __shfl_xor_sync(~0u, value, 2);
 }
 
 // ---- what programs tell each other ----
@@ -124,6 +142,14 @@ __device__ __forceinline__ void receive_fours(const u32* from, int apart, int ha
 }
 
 // ---- shared memory ----
+__device__ __forceinline__ u16 load_shared_u16(u32 address) {
+    u16 r;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(r) : "r"(address) : "memory");
+    return r;
+}
+__device__ __forceinline__ void store_shared_u16(u32 address, u16 value) {
+    asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(value) : "memory");
+}
 __device__ __forceinline__ uint4 load_shared(u32 address) {
     uint4 r;
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -143,6 +169,11 @@ __device__ __forceinline__ void barrier_init(u32 barrier, u32 count) {
 }
 __device__ __forceinline__ void barrier_arrive(u32 barrier) {
     asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+// One arrival, when all lanes of the warp have come.
+__device__ __forceinline__ void warp_arrive(u32 barrier) {
+    __syncwarp();
+    if ((threadIdx.x & 31) == 0) barrier_arrive(barrier);
 }
 __device__ __forceinline__ void barrier_expect(u32 barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
@@ -184,14 +215,22 @@ __device__ __forceinline__ void copy_8(u32 to, const void* from, u64 policy) {
     asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], 8, %2;" ::"r"(to), "l"(from),
                  "l"(policy) : "memory");
 }
-// The barrier waits for this thread's copies, besides the arrivals that it counts.
+// One arrival of the warp; the barrier waits for its copies besides.
 __device__ __forceinline__ void copies_arrive(u32 barrier) {
     asm volatile("cp.async.mbarrier.arrive.shared.b64 [%0];" ::"r"(barrier) : "memory");
+    warp_arrive(barrier);
 }
 
 // ---- tensor cores: columns of B are the same, or heads ----
 __device__ __forceinline__ void multiply(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ void multiply_half(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
                  "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
@@ -230,8 +269,7 @@ struct Ring {
     }
     // by every warp of the stage's team
     __device__ __forceinline__ void give_back(const Turn& turn) const {
-        __syncwarp();
-        if ((threadIdx.x & 31) == 0) barrier_arrive(empty + 8 * turn.stage);
+        warp_arrive(empty + 8 * turn.stage);
     }
     // Not more than WINDOW stages are under way: a longer queue in front of the memory would not make
     // it faster, and what the programs say to each other would wait behind it.

@@ -14,7 +14,7 @@ constexpr float X_DOWN = 0.0625f;           // vectors become fp16: what is larg
 constexpr float REST = 16384.f / X_DOWN;
 
 __device__ __forceinline__ u16 to_half(float value) {
-    return (u16)pack_half(fminf(fmaxf(value * X_DOWN, -65504.f), 65504.f), 0.f);
+    return narrow_half(fminf(fmaxf(value * X_DOWN, -65504.f), 65504.f));
 }
 // Two e4m3 as fp16.
 __device__ __forceinline__ u32 scales_of(u16 codes) {
@@ -29,12 +29,6 @@ __device__ __forceinline__ u32 spread(u32 codes) {
 }
 __device__ __forceinline__ u32 lower_bytes(u32 v) { return __byte_perm(v, 0, 0x2404); }  // 0 and 2
 __device__ __forceinline__ u32 upper_bytes(u32 v) { return v & 0xff00ff00u; }            // 1 and 3
-__device__ __forceinline__ void multiply_half(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
 // Eight columns of two rows; the two products do not wait for each other.
 __device__ __forceinline__ void multiply_word(float (&even)[4], float (&odd)[4], u32 upper, u32 lower,
                                               const uint4& x) {
@@ -92,8 +86,6 @@ struct Packed {
                 const u32 full = ring.full + 8 * turn.stage;
                 copy(stage, w, tile, end, height, j * M::SLICE, policy);
                 copies_arrive(full);
-                __syncwarp();
-                if ((threadIdx.x & 31) == 0) barrier_arrive(full);
             }
         }
     }
@@ -106,9 +98,8 @@ struct Packed {
         __device__ __forceinline__ Part(u32 values, u32 codes) {
             upper = load_shared(values);
             lower = load_shared(values + (LOW ? 64 : TILE_BYTES / 2));
-            asm volatile("ld.shared.u16 %0, [%1];" : "=h"(upper_scales) : "r"(codes) : "memory");
-            asm volatile("ld.shared.u16 %0, [%1];"
-                         : "=h"(lower_scales) : "r"(codes + (LOW ? 8 : TILE_SCALES / 2)) : "memory");
+            upper_scales = load_shared_u16(codes);
+            lower_scales = load_shared_u16(codes + (LOW ? 8 : TILE_SCALES / 2));
         }
         __device__ __forceinline__ void multiply(const uint4 (&x)[4], float (&sum)[2]) const {
             constexpr int LOWER = LOW ? 3 : 2;

@@ -22,9 +22,7 @@ __device__ __forceinline__ void prepare_attention(const Arguments& a, const Laye
                 float squares = 0.f;
 #pragma unroll
                 for (int i = 0; i < EACH; i++) squares += v[i] * v[i];
-#pragma unroll
-                for (int offset = 16; offset; offset >>= 1)
-                    squares += __shfl_xor_sync(~0u, squares, offset);
+                squares = warp_sum(squares);
                 const float factor = 1.f / sqrtf(squares / D + a.eps);
 #pragma unroll
                 for (int i = 0; i < EACH; i++) v[i] = v[i] * factor * weights[i];
@@ -40,9 +38,8 @@ __device__ __forceinline__ void prepare_attention(const Arguments& a, const Laye
         if (item < GROUP) {
 #pragma unroll
             for (int i = 0; i < EACH; i++)
-                asm volatile("st.shared.u16 [%0], %1;" ::"r"(shared.attention.queries +
-                                                             2 * (item * D + lane + 32 * i)),
-                             "h"(PACKED ? (u16)pack_half(v[i], 0.f) : narrow(v[i])) : "memory");
+                store_shared_u16(shared.attention.queries + 2 * (item * D + lane + 32 * i),
+                                 PACKED ? narrow_half(v[i]) : narrow(v[i]));
             continue;
         }
         const bool key = item == GROUP;
@@ -53,9 +50,8 @@ __device__ __forceinline__ void prepare_attention(const Arguments& a, const Laye
             float top = 0.f;
 #pragma unroll
             for (int i = 0; i < EACH; i++) top = fmaxf(top, fabsf(v[i]));
-#pragma unroll
-            for (int offset = 16; offset; offset >>= 1) top = fmaxf(top, __shfl_xor_sync(~0u, top, offset));
-            const u16 code = (u16)pack_half(fmaxf(top / 127.f, 6e-8f), 0.f);
+            top = warp_max(top);
+            const u16 code = narrow_half(fmaxf(top / 127.f, 6e-8f));
             const float scale = widen_half(code), inverse = 1.f / scale;
             if (lane == 0) ((u16*)(key ? layer.key_scales : layer.value_scales))[slot] = code;
 #pragma unroll
@@ -93,14 +89,10 @@ __device__ __forceinline__ void score_newest(const Arguments& a, bool live, cons
         float sum = 0.f;
 #pragma unroll
         for (int i = 0; i < D / 32; i++) {
-            u16 q;
-            asm volatile("ld.shared.u16 %0, [%1];"
-                         : "=h"(q) : "r"(shared.attention.queries + 2 * (head * D + lane + 32 * i))
-                         : "memory");
+            const u16 q = load_shared_u16(shared.attention.queries + 2 * (head * D + lane + 32 * i));
             sum += (PACKED ? widen_half(q) : widen(q)) * shared.attention.key[lane + 32 * i];
         }
-#pragma unroll
-        for (int offset = 16; offset; offset >>= 1) sum += __shfl_xor_sync(~0u, sum, offset);
+        sum = warp_sum(sum);
         if (lane == 0) {
             tops[WARPS * 8 + head] = live ? sum * a.scale : NONE;
             tops[(WARPS + 1) * 8 + WARPS * 8 + head] = live ? 1.f : 0.f;
@@ -155,15 +147,9 @@ __device__ __forceinline__ void merge_splits(const Arguments& a, u32 tag, const 
         from[EACH + 1] = lane < SPLITS ? from[EACH] + 1 : nullptr;
         receive_f32(from, tag, value);
         const float top = lane < SPLITS ? value[EACH] : NONE;
-        float total = value[EACH + 1];
-        float highest = top;
-#pragma unroll
-        for (int offset = 16; offset; offset >>= 1)
-            highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, offset));
+        const float highest = warp_max(top);
         const float weight = exp2f(top - highest);
-        total *= weight;
-#pragma unroll
-        for (int offset = 16; offset; offset >>= 1) total += __shfl_xor_sync(~0u, total, offset);
+        const float total = warp_sum(value[EACH + 1] * weight);
         float sum = 0.f;
 #pragma unroll
         for (int i = 0; i < EACH; i++)

@@ -52,8 +52,7 @@ __device__ __forceinline__ void consume(const Arguments& a, const Ring& ring, co
     const u16* token = a.embed + *s.token * HIDDEN;
     const Split split(position);
     for (int i = threadIdx.x; i < 8 * D; i += CONSUMERS)  // rows beyond the group stay zeros
-        asm volatile("st.shared.u16 [%0], %1;" ::"r"(shared.attention.queries + 2 * i), "h"((u16)0)
-                     : "memory");
+        store_shared_u16(shared.attention.queries + 2 * i, 0);
     if (threadIdx.x < D / 2) {
         const float angle = (float)position * a.frequencies[threadIdx.x];
         shared.turned[threadIdx.x] = cosf(angle) * a.rope_factor;

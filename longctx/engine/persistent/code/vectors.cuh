@@ -9,10 +9,10 @@ __device__ __forceinline__ void store_four(u32 x, int four, float a, float b, fl
                      : "memory");
     } else {  // where 4-bit weights meet it: of eight, 0 4 2 6 1 5 3 7
         const u32 to = x + 16 * (four >> 1) + 2 * (four & 1);
-        asm volatile("st.shared.u16 [%0], %1;" ::"r"(to), "h"(to_half(a)) : "memory");
-        asm volatile("st.shared.u16 [%0], %1;" ::"r"(to + 8), "h"(to_half(b)) : "memory");
-        asm volatile("st.shared.u16 [%0], %1;" ::"r"(to + 4), "h"(to_half(c)) : "memory");
-        asm volatile("st.shared.u16 [%0], %1;" ::"r"(to + 12), "h"(to_half(d)) : "memory");
+        store_shared_u16(to, to_half(a));
+        store_shared_u16(to + 8, to_half(b));
+        store_shared_u16(to + 4, to_half(c));
+        store_shared_u16(to + 12, to_half(d));
     }
 }
 
@@ -48,8 +48,7 @@ struct Normed {
                 const float a = high(words[i].x), b = high(words[i].y), c = high(words[i].z), d = high(words[i].w);
                 squares += a * a + b * b + c * c + d * d;
             }
-#pragma unroll
-        for (int offset = 16; offset; offset >>= 1) squares += __shfl_xor_sync(~0u, squares, offset);
+        squares = warp_sum(squares);
         if (lane == 0) shared.small[warp] = squares;
         consumers_sync();
         float total = 0.f;
