@@ -192,7 +192,10 @@ class Streamer:
 
     def _close(self) -> None:
         for file in self._files.values():
-            self._behind.submit(_end, file, self._drop_cache)
+            if self._drop_cache:
+                self._behind.submit(_end, file)
+            else:
+                os.close(file)
         self._files.clear()
         self._behind.shutdown(wait=False)
         for stage in self._stages:
@@ -204,9 +207,8 @@ def _forget(file: int, end: int) -> None:
         os.posix_fadvise(file, 0, end, os.POSIX_FADV_DONTNEED)
 
 
-def _end(file: int, drop_cache: bool) -> None:
-    if drop_cache:
-        _forget(file, 0)  # length 0 means: to the end of the file
+def _end(file: int) -> None:
+    _forget(file, 0)  # length 0 means: to the end of the file
     os.close(file)
 
 
