@@ -38,23 +38,30 @@ class Turn:
     kind: str = "reference"
 
 
+def plan_case(case: Mapping[str, Any], generated_tokens: int) -> list[TurnPrediction]:
+    """The plan of one measured case, turn by turn."""
+    size = case["turn_tokens"]
+    turns = [Turn(i, size, (i + 1) * size + i * generated_tokens) for i in range(case["turns"])]
+    model = resolve_model(case["model"])
+    settings = PlanSettings(
+        mode=case["mode"],
+        attention=case["attention"],
+        device="cuda",
+        dtype=case["dtype"],
+        kv_dtype=case["kv_dtype"],
+        weight_format=model.weight_format,
+        prefill_step=case["prefill_step"],
+        release=case["release"],
+        capacity_tokens=turns[-1].context_tokens + 64,
+        max_new_tokens=generated_tokens,
+    )
+    return predict_turns(model.shape, settings, turns, 0)
+
+
 @cache
 def predicted(case: str) -> list[TurnPrediction]:
-    """The plan of one measured case."""
-    row = json.loads(case)
-    size, between = row["turn_tokens"], GOLDEN["generated_tokens"]
-    turns = [Turn(i, size, (i + 1) * size + i * between) for i in range(row["turns"])]
-    settings = PlanSettings(
-        mode=row["mode"],
-        attention=row["attention"],
-        device="cuda",
-        dtype=row["dtype"],
-        kv_dtype=row["kv_dtype"],
-        prefill_step=row["prefill_step"],
-        release=row["release"],
-        capacity_tokens=turns[-1].context_tokens + 64,
-    )
-    return predict_turns(resolve_model(row["model"]).shape, settings, turns, 0)
+    """As `plan_case`, once for all turns of a case."""
+    return plan_case(json.loads(case), GOLDEN["generated_tokens"])
 
 
 def plan_of(row: Mapping[str, Any]) -> TurnPrediction:
@@ -93,22 +100,7 @@ def case_name(case: Mapping[str, Any]) -> str:
 def test_every_turn_of_the_grid_is_never_above_the_plan_and_at_most_5_percent_below(
     case: dict[str, Any],
 ) -> None:
-    size, between = case["turn_tokens"], GRID["generated_tokens"]
-    turns = [Turn(i, size, (i + 1) * size + i * between) for i in range(case["turns"])]
-    model = resolve_model(case["model"])
-    settings = PlanSettings(
-        mode=case["mode"],
-        attention=case["attention"],
-        device="cuda",
-        dtype=case["dtype"],
-        kv_dtype=case["kv_dtype"],
-        weight_format=model.weight_format,
-        prefill_step=case["prefill_step"],
-        release=case["release"],
-        capacity_tokens=turns[-1].context_tokens + 64,
-        max_new_tokens=between,
-    )
-    plan = predict_turns(model.shape, settings, turns, 0)
+    plan = plan_case(case, GRID["generated_tokens"])
     for turn, reserved, allocated in zip(
         plan, case["reserved_bytes"], case["allocated_bytes"], strict=True
     ):
