@@ -7,6 +7,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+_READ_FOUR = """{
+    .reg .pred some;
+    setp.gt.s32 some, $5, 0;
+    mov.b32 $0, 0;
+    mov.b32 $1, 0;
+    mov.b32 $2, 0;
+    mov.b32 $3, 0;
+    @some ld.global.v4.b32 {$0, $1, $2, $3}, [$4];
+}"""
+_FOUR = tl.constexpr(_READ_FOUR)
+_FOUR_ONCE = tl.constexpr(_READ_FOUR.replace("ld.global", "ld.global.L1::no_allocate"))
+
 
 @triton.jit
 def four_words(pointer, left, WORD: tl.constexpr, ONCE: tl.constexpr, ASM: tl.constexpr):
@@ -15,34 +27,9 @@ def four_words(pointer, left, WORD: tl.constexpr, ONCE: tl.constexpr, ASM: tl.co
     A word holds WORD values, and with ASM all four are there or none. ONCE: read by nobody else,
     and never written, so it need not stay in L1.
     """
-    if ASM and ONCE:
+    if ASM:
         words = tl.inline_asm_elementwise(
-            """{
-            .reg .pred some;
-            setp.gt.s32 some, $5, 0;
-            mov.b32 $0, 0;
-            mov.b32 $1, 0;
-            mov.b32 $2, 0;
-            mov.b32 $3, 0;
-            @some ld.global.L1::no_allocate.v4.b32 {$0, $1, $2, $3}, [$4];
-            }""",
-            "=&r,=&r,=&r,=&r,l,r",
-            [pointer.to(tl.int64), left],
-            dtype=(tl.int32, tl.int32, tl.int32, tl.int32),
-            is_pure=False,
-            pack=1,
-        )
-    elif ASM:
-        words = tl.inline_asm_elementwise(
-            """{
-            .reg .pred some;
-            setp.gt.s32 some, $5, 0;
-            mov.b32 $0, 0;
-            mov.b32 $1, 0;
-            mov.b32 $2, 0;
-            mov.b32 $3, 0;
-            @some ld.global.v4.b32 {$0, $1, $2, $3}, [$4];
-            }""",
+            _FOUR_ONCE if ONCE else _FOUR,
             "=&r,=&r,=&r,=&r,l,r",
             [pointer.to(tl.int64), left],
             dtype=(tl.int32, tl.int32, tl.int32, tl.int32),
