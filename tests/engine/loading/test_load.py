@@ -296,3 +296,11 @@ def test_the_page_cache_is_dropped_behind_the_load(
     dropped.clear()
     load_checkpoint(tmp_path, [Slot("w", torch.zeros(10_000))], drop_cache=False)
     assert not dropped
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads /proc")
+def test_a_load_that_keeps_the_page_cache_leaves_no_file_open(tmp_path: Path) -> None:
+    save(tmp_path, w=torch.zeros(10_000))
+    before = len(os.listdir("/proc/self/fd"))
+    load_checkpoint(tmp_path, [Slot("w", torch.ones(10_000))], drop_cache=False)
+    assert len(os.listdir("/proc/self/fd")) == before
