@@ -300,7 +300,15 @@ def test_the_page_cache_is_dropped_behind_the_load(
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads /proc")
 def test_a_load_that_keeps_the_page_cache_leaves_no_file_open(tmp_path: Path) -> None:
-    save(tmp_path, w=torch.zeros(10_000))
-    before = len(os.listdir("/proc/self/fd"))
+    file = save(tmp_path, w=torch.zeros(10_000)) / "model.safetensors"
     load_checkpoint(tmp_path, [Slot("w", torch.ones(10_000))], drop_cache=False)
-    assert len(os.listdir("/proc/self/fd")) == before
+    with file.open() as opened:
+        assert open_as(opened.fileno()) == str(file)
+    assert str(file) not in map(open_as, map(int, os.listdir("/proc/self/fd")))
+
+
+def open_as(number: int) -> str | None:
+    try:
+        return os.readlink(f"/proc/self/fd/{number}")
+    except FileNotFoundError:  # closed meanwhile
+        return None
